@@ -1,0 +1,33 @@
+# gptqd_module(NAME SOURCES a.cpp ... DEPENDS other_modules... LIBRARIES external...)
+#   makes the library gptqd_NAME, known as gptqd::NAME.
+function(gptqd_module name)
+  cmake_parse_arguments(arg "" "" "SOURCES;DEPENDS;LIBRARIES" ${ARGN})
+  add_library(gptqd_${name} STATIC ${arg_SOURCES})
+  add_library(gptqd::${name} ALIAS gptqd_${name})
+  list(TRANSFORM arg_DEPENDS PREPEND gptqd::)
+  target_link_libraries(gptqd_${name} PUBLIC gptqd_settings fmt::fmt ${arg_DEPENDS} ${arg_LIBRARIES})
+endfunction()
+
+# gptqd_test(NAME SOURCES a.cpp ... DEPENDS modules... [RANKS 1 2 3 4])
+#   makes the GoogleTest program NAME. Without RANKS each of its tests is a ctest of its own; with RANKS the whole
+#   program runs once for each number of MPI ranks (its main initialises MPI).
+function(gptqd_test name)
+  cmake_parse_arguments(arg "" "" "SOURCES;DEPENDS;LIBRARIES;RANKS;LABELS" ${ARGN})
+  add_executable(${name} ${arg_SOURCES})
+  set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/tests/bin")
+  list(TRANSFORM arg_DEPENDS PREPEND gptqd::)
+  target_link_libraries(${name} PRIVATE ${arg_DEPENDS} gptqd_test_support ${arg_LIBRARIES} GTest::gmock)
+  if(arg_RANKS)
+    target_link_libraries(${name} PRIVATE GTest::gtest)
+    foreach(ranks IN LISTS arg_RANKS)
+      add_test(NAME ${name}.np${ranks}
+        COMMAND ${MPIEXEC_EXECUTABLE} ${GPTQD_MPIEXEC_FLAGS} -np ${ranks} $<TARGET_FILE:${name}>)
+      set_tests_properties(${name}.np${ranks} PROPERTIES
+        ENVIRONMENT "${GPTQD_TEST_ENVIRONMENT}" TIMEOUT 120 LABELS "mpi;${arg_LABELS}")
+    endforeach()
+  else()
+    target_link_libraries(${name} PRIVATE GTest::gtest_main)
+    gtest_discover_tests(${name} TEST_PREFIX "${name}." DISCOVERY_TIMEOUT 60
+      PROPERTIES ENVIRONMENT "${GPTQD_TEST_ENVIRONMENT}" TIMEOUT 120 LABELS "${arg_LABELS}")
+  endif()
+endfunction()
