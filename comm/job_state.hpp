@@ -1,0 +1,95 @@
+#pragma once
+/// @file What one rank's threads and its watchdog know of one another. Internal to comm.
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "kernels/base/progress.hpp"
+
+namespace gptqd::comm {
+
+/// What a rank reports of itself.
+struct RankStatus {
+  std::uint64_t ticks = 0;
+  bool waiting = false;    ///< in a wait for other ranks
+  bool long_step = false;  ///< in a step that owes no ticks
+  std::string waiting_for{};
+  std::string activity{};
+};
+
+/// Shared by a World, its groups, their requests and its watchdog. Thread-safe.
+class JobState {
+ public:
+  Progress& progress() { return progress_; }
+
+  void set_activity(std::string activity);
+  /// The activity and, inside a long host step, the step: "block 3, mlp_in".
+  std::string activity() const;
+
+  /// The ids pair a begin with its end; several threads may wait at once.
+  int begin_wait(std::string_view what);
+  void end_wait(int id) noexcept;
+  int begin_long_step(std::string_view what);
+  void end_long_step(int id) noexcept;
+
+  /// Ticks are read last: a rank that is seen computing is seen with the ticks of its finished wait.
+  RankStatus status() const;
+
+  /// Waits hold still from now on, then throw.
+  void set_failing() noexcept { failing_ = true; }
+  bool failing() const noexcept { return failing_; }
+  /// True for the first caller only: the one who prints the job's last message.
+  bool claim_report() noexcept { return !reported_.exchange(true); }
+  /// MPI is about to end: what is left of groups and requests has to keep its hands off it.
+  void set_closed() noexcept { closed_ = true; }
+  bool closed() const noexcept { return closed_; }
+
+ private:
+  using Marks = std::vector<std::pair<int, std::string>>;
+  int begin(Marks& marks, std::string_view what);
+  void end(Marks& marks, int id) noexcept;
+  std::string activity_locked() const;
+
+  Progress progress_;
+  std::atomic<bool> failing_{false};
+  std::atomic<bool> reported_{false};
+  std::atomic<bool> closed_{false};
+  mutable std::mutex mutex_;
+  int last_id_ = 0;
+  std::string activity_;
+  Marks waits_;
+  Marks long_steps_;
+};
+
+/// Marks this rank as waiting for others while it lives.
+class WaitScope {
+ public:
+  WaitScope(JobState& job, std::string_view what) : job_(job), id_(job.begin_wait(what)) {}
+  WaitScope(const WaitScope&) = delete;
+  WaitScope& operator=(const WaitScope&) = delete;
+  ~WaitScope() { job_.end_wait(id_); }
+
+ private:
+  JobState& job_;
+  int id_;
+};
+
+/// How a wait divides its time: polling with yields for `spin`, then again and again a sleep, 20 us at first, growing to
+/// `longest_sleep`, and polling for `burst`.
+struct Patience {
+  std::chrono::microseconds spin{50};
+  std::chrono::microseconds longest_sleep{1000};
+  std::chrono::microseconds burst{0};
+};
+
+/// Polls `done` until it returns true, then ticks. Counts as waiting; the watchdog bounds it.
+/// @throws Error (internal) when the job is ending and has not ended within 5 s; what `done` throws
+void wait_until(JobState& job, std::string_view what, Patience patience, const std::function<bool()>& done);
+
+}  // namespace gptqd::comm

@@ -1,0 +1,169 @@
+#include <mpi.h>
+
+#include <charconv>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+
+#include "comm/job_state.hpp"
+#include "comm/mpi/mpi_group.hpp"
+#include "comm/mpi/watchdog.hpp"
+#include "comm/stall_judge.hpp"
+#include "comm/world.hpp"
+
+namespace gptqd::comm {
+
+namespace {
+
+constexpr double shortest_stall_seconds = 0.5;
+
+int tasks_of_slurm_step() {
+  const char* text = std::getenv("SLURM_STEP_NUM_TASKS");
+  int tasks = 1;
+  if (text != nullptr) {
+    std::from_chars(text, text + std::strlen(text), tasks);
+  }
+  return tasks;
+}
+
+MPI_Comm duplicate_of_world() {
+  MPI_Comm comm = MPI_COMM_NULL;
+  check_mpi(MPI_Comm_dup(MPI_COMM_WORLD, &comm), "starting MPI");
+  return comm;
+}
+
+/// MPI from MPI_Init_thread on; ends it again unless the World's own finish() did.
+class Library {
+ public:
+  Library() {
+    int initialized = 0;
+    MPI_Initialized(&initialized);
+    if (initialized != 0) {
+      throw Error(ErrorKind::usage, "starting MPI: it can be started once in a process, and was");
+    }
+    int provided = MPI_THREAD_SINGLE;
+    check_mpi(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &provided), "starting MPI");
+    MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
+    int size = 1;
+    MPI_Comm_size(MPI_COMM_WORLD, &size);
+    try {
+      check(provided, size);
+    } catch (...) {
+      MPI_Finalize();
+      throw;
+    }
+  }
+  Library(const Library&) = delete;
+  Library& operator=(const Library&) = delete;
+  ~Library() {
+    int finalized = 0;
+    MPI_Finalized(&finalized);
+    if (finalized == 0) {
+      MPI_Finalize();
+    }
+  }
+
+ private:
+  static void check(int provided, int size) {
+    if (provided < MPI_THREAD_MULTIPLE) {
+      throw Error(ErrorKind::usage,
+                  "starting MPI: this MPI library does not give MPI_THREAD_MULTIPLE, which the watchdog needs; use an "
+                  "Open MPI built with thread support (4.1 and newer are)");
+    }
+    if (const int tasks = tasks_of_slurm_step(); tasks > 1 && size == 1) {
+      throw Error(ErrorKind::usage,
+                  fmt::format("starting MPI: SLURM started {} tasks, but each of them sees a world of 1 rank and would "
+                              "run the whole job; start with `srun --mpi=pmix` (`srun --mpi=list` shows what this "
+                              "cluster has), or with mpirun",
+                              tasks));
+    }
+  }
+};
+
+}  // namespace
+
+class World::Impl {
+ public:
+  explicit Impl(const WorldOptions& options)
+      : job_(std::make_shared<JobState>()),
+        watchdog_(job_, duplicate_of_world(), options.stall_seconds),
+        group_(std::make_unique<MpiGroup>(job_, duplicate_of_world())) {
+    MPI_Comm node = MPI_COMM_NULL;
+    check_mpi(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, group_->rank(), MPI_INFO_NULL, &node), "starting MPI");
+    const CommHandle node_handle(job_, node);
+    local_rank_ = node_handle.rank();
+    local_size_ = node_handle.size();
+    char name[MPI_MAX_PROCESSOR_NAME] = "";
+    int length = 0;
+    check_mpi(MPI_Get_processor_name(name, &length), "starting MPI");
+    rank_ = group_->rank();
+    size_ = group_->size();
+    host_name_.assign(name, static_cast<std::size_t>(length));
+  }
+
+  void finish() {
+    if (job_->closed()) {
+      return;
+    }
+    group_->barrier("the end of the job");
+    watchdog_.leave();
+    group_.reset();
+    job_->set_closed();
+    watchdog_.end(MPI_Finalize);
+  }
+
+  [[noreturn]] void fail(const Error& error) {
+    const auto activity = job_->activity();
+    const auto text = error.one_line();
+    const bool known = activity.empty() || text.find(activity) != std::string::npos;
+    watchdog_.end_job(exit_code(error.kind()), fmt::format("gptq-dist: rank {}: {}{}", rank_, text,
+                                                           known ? std::string() : in_parentheses(activity)));
+  }
+
+  Library library_;
+  std::shared_ptr<JobState> job_;
+  Watchdog watchdog_;
+  std::unique_ptr<MpiGroup> group_;
+  int rank_ = 0;
+  int size_ = 1;
+  int local_rank_ = 0;
+  int local_size_ = 1;
+  std::string host_name_;
+  int exceptions_at_start_ = std::uncaught_exceptions();
+};
+
+std::unique_ptr<World> World::start(const WorldOptions& options) {
+  if (!(options.stall_seconds >= shortest_stall_seconds) || !std::isfinite(options.stall_seconds)) {
+    throw Error(ErrorKind::usage, fmt::format("--stall-seconds: expected a number of at least {}, got {}",
+                                              shortest_stall_seconds, options.stall_seconds));
+  }
+  return std::unique_ptr<World>(new World(std::make_unique<Impl>(options)));
+}
+
+World::World(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+World::~World() {
+  try {
+    if (!impl_->job_->closed() && std::uncaught_exceptions() > impl_->exceptions_at_start_) {
+      throw Error(ErrorKind::internal, "an exception ended the run of this rank; its text was not passed on");
+    }
+    finish();
+  } catch (const Error& error) {
+    fail(error);
+  }
+}
+
+int World::rank() const { return impl_->rank_; }
+int World::size() const { return impl_->size_; }
+int World::local_rank() const { return impl_->local_rank_; }
+int World::local_size() const { return impl_->local_size_; }
+const std::string& World::host_name() const { return impl_->host_name_; }
+Group& World::group() { return *impl_->group_; }
+Progress& World::progress() { return impl_->job_->progress(); }
+void World::set_activity(std::string activity) { impl_->job_->set_activity(std::move(activity)); }
+LongHostStep World::long_host_step(std::string_view what) { return LongHostStep(impl_->job_, what); }
+void World::fail(const Error& error) { impl_->fail(error); }
+void World::finish() { impl_->finish(); }
+
+}  // namespace gptqd::comm

@@ -1,0 +1,375 @@
+#include "comm/mpi/watchdog.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+
+#include "comm/stall_judge.hpp"
+#include "kernels/base/error.hpp"
+
+namespace gptqd::comm {
+
+namespace {
+
+using namespace std::chrono_literals;
+
+constexpr int tag_of_reports = 1;
+constexpr int tag_of_last_words = 2;
+constexpr auto longest_period = 250ms;
+constexpr auto leaving_period = 1ms;
+/// What rank 0 gets to act on another rank's last words.
+constexpr auto hand_over_time = 2s;
+/// Launchers forward stderr on their own time; what is in the pipe when the job is killed may be lost.
+constexpr auto flush_time = 100ms;
+constexpr auto give_up_time = 10s;
+
+/// Messages of fixed size below the eager limit of every MPI transport: sending one never waits for its receiver.
+struct Report {
+  std::uint64_t ticks = 0;
+  std::uint8_t waiting = 0;
+  std::uint8_t long_step = 0;
+  std::uint8_t goodbye = 0;
+  char waiting_for[320] = "";
+  char activity[320] = "";
+};
+struct LastMessage {
+  std::int32_t code = 0;
+  char text[2040] = "";
+};
+static_assert(std::is_trivially_copyable_v<Report> && std::is_trivially_copyable_v<LastMessage>);
+
+template <std::size_t N>
+void store(char (&field)[N], std::string_view text) {
+  const auto length = std::min(text.size(), N - 1);
+  std::memcpy(field, text.data(), length);
+  field[length] = '\0';
+}
+
+Report report_of(const RankStatus& status, bool goodbye) {
+  Report report;
+  report.ticks = status.ticks;
+  report.waiting = status.waiting;
+  report.long_step = status.long_step;
+  report.goodbye = goodbye;
+  store(report.waiting_for, status.waiting_for);
+  store(report.activity, status.activity);
+  return report;
+}
+
+RankStatus status_of(const Report& report) {
+  return {.ticks = report.ticks,
+          .waiting = report.waiting != 0,
+          .long_step = report.long_step != 0,
+          .waiting_for = report.waiting_for,
+          .activity = report.activity};
+}
+
+/// A receive that is always posted. Withdrawn when it goes.
+template <class Message>
+class Inbox {
+ public:
+  Inbox(MPI_Comm comm, int source, int tag) : comm_(comm), source_(source), tag_(tag) { post(); }
+  Inbox(const Inbox&) = delete;
+  Inbox& operator=(const Inbox&) = delete;
+  ~Inbox() {
+    MPI_Cancel(&request_);
+    MPI_Wait(&request_, MPI_STATUS_IGNORE);
+  }
+
+  struct Received {
+    int source;
+    Message message;
+  };
+  std::optional<Received> poll() {
+    int flag = 0;
+    MPI_Status status;
+    check_mpi(MPI_Test(&request_, &flag, &status), "watching the other ranks");
+    if (flag == 0) {
+      return std::nullopt;
+    }
+    Received received{.source = status.MPI_SOURCE, .message = message_};
+    post();
+    return received;
+  }
+
+ private:
+  void post() {
+    check_mpi(MPI_Irecv(&message_, static_cast<int>(sizeof(Message)), MPI_BYTE, source_, tag_, comm_, &request_),
+              "watching the other ranks");
+  }
+
+  MPI_Comm comm_;
+  int source_;
+  int tag_;
+  Message message_{};
+  MPI_Request request_ = MPI_REQUEST_NULL;
+};
+
+/// At most one message under way to one rank.
+template <class Message>
+class Outbox {
+ public:
+  Outbox(MPI_Comm comm, int peer, int tag) : comm_(comm), peer_(peer), tag_(tag) {}
+
+  /// True when nothing is under way.
+  bool is_free() {
+    int flag = 0;
+    check_mpi(MPI_Test(&request_, &flag, MPI_STATUS_IGNORE), "telling other ranks of progress");
+    return flag != 0;
+  }
+  /// @pre is_free()
+  void send(const Message& message) {
+    message_ = message;
+    check_mpi(MPI_Isend(&message_, static_cast<int>(sizeof(Message)), MPI_BYTE, peer_, tag_, comm_, &request_),
+              "telling other ranks of progress");
+  }
+
+ private:
+  MPI_Comm comm_;
+  int peer_;
+  int tag_;
+  Message message_{};
+  MPI_Request request_ = MPI_REQUEST_NULL;
+};
+
+void print_line(std::string line) {
+  line += '\n';
+  // One write, so that lines of several processes do not mix.
+  for (std::string_view rest = line; !rest.empty();) {
+    const auto written = ::write(STDERR_FILENO, rest.data(), rest.size());
+    if (written <= 0) {
+      return;
+    }
+    rest.remove_prefix(static_cast<std::size_t>(written));
+  }
+}
+
+}  // namespace
+
+Watchdog::Watchdog(std::shared_ptr<JobState> job, MPI_Comm comm, double stall_seconds)
+    : job_(job),
+      comm_(std::move(job), comm),
+      stall_(std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(stall_seconds))),
+      period_(std::min<Clock::duration>(stall_ / 10, longest_period)) {
+  thread_ = std::thread([this] { run(); });
+}
+
+Watchdog::~Watchdog() {
+  if (thread_.joinable()) {
+    leave();
+    end([] { return MPI_SUCCESS; });
+  }
+}
+
+void Watchdog::run() {
+  try {
+    if (comm_.size() == 1) {
+      run_alone();
+    } else if (comm_.rank() == 0) {
+      run_hub();
+    } else {
+      run_spoke();
+    }
+  } catch (const Error& error) {
+    report(exit_code(error.kind()), fmt::format("gptq-dist: rank {}: {}", comm_.rank(), error.one_line()));
+  }
+  {
+    const std::lock_guard lock(mutex_);
+    left_ = true;
+  }
+  wake_.notify_all();
+  guard_end();
+}
+
+void Watchdog::run_alone() {
+  auto previous = Clock::now();
+  StallJudge judge(1, stall_, period_, previous);
+  while (!pause()) {
+    const auto now = Clock::now();
+    if (now - previous > stall_ / 2) {
+      judge.restart(now);
+    }
+    previous = now;
+    judge.heard(0, job_->status(), now);
+    if (const auto verdict = judge.verdict(now)) {
+      report(exit_code(ErrorKind::internal), "gptq-dist: " + *verdict);
+    }
+  }
+}
+
+void Watchdog::run_hub() {
+  const int size = comm_.size();
+  auto previous = Clock::now();
+  StallJudge judge(size, stall_, period_, previous);
+  Inbox<Report> reports(comm_.get(), MPI_ANY_SOURCE, tag_of_reports);
+  Inbox<LastMessage> last_words(comm_.get(), MPI_ANY_SOURCE, tag_of_last_words);
+  std::vector<std::unique_ptr<Outbox<Report>>> replies;
+  for (int r = 0; r < size; ++r) {
+    replies.push_back(std::make_unique<Outbox<Report>>(comm_.get(), r, tag_of_reports));
+  }
+  int present = size - 1;
+
+  for (bool leaving = false; !leaving || present > 0; leaving = pause()) {
+    const auto now = Clock::now();
+    if (now - previous > stall_ / 2) {
+      judge.restart(now);  // this process was suspended, perhaps with all others: their reports are on the way
+    }
+    previous = now;
+    if (const auto last = last_words.poll()) {
+      report(last->message.code, last->message.text);
+    }
+    const auto own = job_->status();
+    while (const auto received = reports.poll()) {
+      judge.heard(received->source, status_of(received->message), now);
+      if (received->message.goodbye != 0) {
+        judge.left(received->source);
+        --present;
+      } else if (auto& reply = *replies[static_cast<std::size_t>(received->source)]; reply.is_free()) {
+        reply.send(report_of(own, false));
+      }
+    }
+    judge.heard(0, own, now);
+    if (const auto verdict = judge.verdict(now)) {
+      report(exit_code(ErrorKind::internal), "gptq-dist: " + *verdict);
+    }
+  }
+
+  // Everyone has said goodbye and listens for ours alone.
+  const auto deadline = Clock::now() + stall_;
+  const auto wait_for_replies = [&] {
+    wait_until(*job_, "the end of the job", {}, [&] {
+      require(Clock::now() < deadline, "the end of the job: another rank does not take its last message");
+      return std::all_of(replies.begin(), replies.end(), [](const auto& reply) { return reply->is_free(); });
+    });
+  };
+  wait_for_replies();
+  for (int r = 1; r < size; ++r) {
+    replies[static_cast<std::size_t>(r)]->send(report_of(job_->status(), true));
+  }
+  wait_for_replies();
+}
+
+Watchdog::Clock::duration Watchdog::silence_allowed() const {
+  // Rank 0 judges first; of the others the lowest that is cut off, so that one message appears.
+  return stall_ + stall_ / 10 + std::min<Clock::duration>((comm_.rank() - 1) * period_, stall_ * 3 / 10);
+}
+
+void Watchdog::run_spoke() {
+  auto previous = Clock::now();
+  auto heard = previous;
+  std::string activity_of_hub;
+  Inbox<Report> replies(comm_.get(), 0, tag_of_reports);
+  Outbox<Report> reports(comm_.get(), 0, tag_of_reports);
+  Outbox<LastMessage> last_words(comm_.get(), 0, tag_of_last_words);
+  bool said_goodbye = false;
+
+  for (bool leaving = false;; leaving = pause()) {
+    const auto now = Clock::now();
+    if (now - previous > stall_ / 2) {
+      heard = now;
+    }
+    previous = now;
+    while (const auto received = replies.poll()) {
+      heard = now;
+      activity_of_hub = received->message.activity;
+      if (received->message.goodbye != 0) {
+        // The goodbye is complete at the receiver, so this sender's request is, too.
+        wait_until(*job_, "the end of the job", {}, [&] { return reports.is_free(); });
+        return;
+      }
+    }
+    if (now - heard > silence_allowed()) {
+      report(exit_code(ErrorKind::internal),
+             fmt::format("gptq-dist: rank 0 has been silent for {:.3g} s{}: stopped, or its node is unreachable from rank {}",
+                         StallJudge::Seconds(now - heard).count(), in_parentheses(activity_of_hub), comm_.rank()));
+    }
+    if (!said_goodbye && reports.is_free()) {
+      reports.send(report_of(job_->status(), leaving));
+      said_goodbye = leaving;
+    }
+    if (const auto last = take_last_words(); last && last_words.is_free()) {
+      LastMessage message{.code = last->code};
+      store(message.text, last->text);
+      last_words.send(message);
+    }
+  }
+}
+
+void Watchdog::guard_end() {
+  std::unique_lock lock(mutex_);
+  if (!wake_.wait_for(lock, comm_.size() == 1 ? stall_ : silence_allowed(), [&] { return ended_; })) {
+    lock.unlock();
+    if (job_->claim_report()) {
+      print_line(fmt::format("gptq-dist: rank {}: the work is done, but another rank did not come to the end of the job",
+                             comm_.rank()));
+    }
+    ::_exit(exit_code(ErrorKind::internal));
+  }
+}
+
+bool Watchdog::pause() {
+  std::unique_lock lock(mutex_);
+  if (leaving_) {
+    lock.unlock();
+    std::this_thread::sleep_for(leaving_period);
+    return true;
+  }
+  wake_.wait_for(lock, period_, [&] { return leaving_ || last_words_.has_value(); });
+  return leaving_;
+}
+
+std::optional<Watchdog::LastWords> Watchdog::take_last_words() {
+  const std::lock_guard lock(mutex_);
+  return std::exchange(last_words_, std::nullopt);
+}
+
+void Watchdog::leave() {
+  const WaitScope scope(*job_, "the end of the job");
+  std::unique_lock lock(mutex_);
+  leaving_ = true;
+  wake_.notify_all();
+  wake_.wait(lock, [&] { return left_; });
+}
+
+void Watchdog::end(int (*finalize)()) {
+  finalize();
+  {
+    const std::lock_guard lock(mutex_);
+    ended_ = true;
+  }
+  wake_.notify_all();
+  thread_.join();
+}
+
+void Watchdog::end_job(int code, const std::string& text) {
+  const WaitScope scope(*job_, "the end of the job");
+  job_->set_failing();
+  if (comm_.rank() != 0) {
+    std::unique_lock lock(mutex_);
+    if (!left_) {
+      last_words_ = LastWords{.code = code, .text = text};
+      wake_.notify_all();
+      lock.unlock();
+      std::this_thread::sleep_for(hand_over_time + std::min<Clock::duration>(comm_.rank() * 20ms, 1s));
+    }
+  }
+  report(code, text);
+}
+
+void Watchdog::report(int code, const std::string& text) {
+  job_->set_failing();
+  if (job_->claim_report()) {
+    print_line(text);
+    std::this_thread::sleep_for(flush_time);
+    if (!job_->closed()) {
+      MPI_Abort(MPI_COMM_WORLD, code);
+    }
+  } else {
+    std::this_thread::sleep_for(give_up_time);  // another thread of this rank is ending the job
+  }
+  ::_exit(code);
+}
+
+}  // namespace gptqd::comm

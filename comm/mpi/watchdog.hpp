@@ -1,0 +1,69 @@
+#pragma once
+/// @file The thread that sees to it that a job ends when a rank hangs, and that it ends with one message.
+#include <chrono>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+
+#include "comm/job_state.hpp"
+#include "comm/mpi/mpi_group.hpp"
+
+namespace gptqd::comm {
+
+/// See World for the rules. Speaks on a communicator of its own; a world of one rank sends nothing.
+class Watchdog {
+ public:
+  /// Takes over `comm`, a duplicate of the world, and starts the thread.
+  Watchdog(std::shared_ptr<JobState> job, MPI_Comm comm, double stall_seconds);
+  Watchdog(const Watchdog&) = delete;
+  Watchdog& operator=(const Watchdog&) = delete;
+  ~Watchdog();
+
+  /// Says goodbye to the other ranks' watchdogs; returns when all have. Collective.
+  void leave();
+  /// Bounds `finalize` (MPI_Finalize), which the other ranks could hold up, by stall_seconds, then joins the thread.
+  /// @pre leave()
+  void end(int (*finalize)());
+
+  /// Prints `text` once, whichever ranks call this, and ends the job with `code`. Rank 0 does it; if it does not within
+  /// 2 s, this rank does.
+  [[noreturn]] void end_job(int code, const std::string& text);
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  struct LastWords {
+    int code = 0;
+    std::string text;
+  };
+
+  void run();
+  void run_hub();
+  void run_spoke();
+  void run_alone();
+  void guard_end();
+  /// Sleeps for a period, less while leaving or when last words wait to be sent. True while leaving.
+  bool pause();
+  std::optional<LastWords> take_last_words();
+  [[noreturn]] void report(int code, const std::string& text);
+  Clock::duration silence_allowed() const;
+
+  std::shared_ptr<JobState> job_;
+  CommHandle comm_;
+  Clock::duration stall_;
+  Clock::duration period_;
+
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  bool leaving_ = false;
+  bool left_ = false;
+  bool ended_ = false;
+  std::optional<LastWords> last_words_;
+
+  std::thread thread_;
+};
+
+}  // namespace gptqd::comm

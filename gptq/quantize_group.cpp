@@ -1,0 +1,379 @@
+#include "gptq/quantize_group.hpp"
+
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <utility>
+
+#include "gptq/column_order.hpp"
+#include "gptq/factorization.hpp"
+#include "gptq/obq_inverse.hpp"
+#include "gptq/panels.hpp"
+#include "gptq/row_solver.hpp"
+
+namespace gptqd::gptq {
+
+namespace {
+
+/// Waits for the stream when a scope is left: host memory that its work reads or writes must outlive the work.
+class DrainOnExit {
+ public:
+  explicit DrainOnExit(Stream& stream) : stream_(stream) {}
+  DrainOnExit(const DrainOnExit&) = delete;
+  DrainOnExit& operator=(const DrainOnExit&) = delete;
+  ~DrainOnExit() {
+    try {
+      stream_.synchronize();
+    } catch (...) {
+      // What the work threw reaches the caller by its own synchronize(): the stream keeps refusing work.
+    }
+  }
+
+ private:
+  Stream& stream_;
+};
+
+std::string names_of(std::span<const LinearWeight> linears) {
+  std::vector<std::string_view> names;
+  for (const auto& linear : linears) {
+    names.push_back(linear.name);
+  }
+  return fmt::format("{}", fmt::join(names, ", "));
+}
+
+/// Group sizes in use that divide `columns`, for messages.
+std::string possible_group_sizes(std::int64_t columns) {
+  std::vector<std::int64_t> sizes;
+  for (const std::int64_t size : {std::int64_t{1024}, std::int64_t{512}, std::int64_t{256}, std::int64_t{128},
+                                  std::int64_t{64}, std::int64_t{32}, std::int64_t{16}, std::int64_t{8}}) {
+    if (columns % size == 0) {
+      sizes.push_back(size);
+    }
+  }
+  sizes.push_back(-1);
+  return fmt::format("{}", fmt::join(sizes, ", "));
+}
+
+void check(std::span<const LinearWeight> linears, const std::optional<HessianInput>& hessian, const QuantSpec& spec,
+           const Partition& partition) {
+  validate(spec);
+  validate(partition);
+  require(!linears.empty(), "quantize: no linears");
+  const std::int64_t columns = linears.front().weight.cols();
+  for (const auto& linear : linears) {
+    const auto& weight = linear.weight;
+    if (weight.rows() < 1 || weight.cols() < 1) {
+      throw Error(ErrorKind::input, fmt::format("{}: got a weight {}, expected at least one row and one column", linear.name,
+                                                to_string(weight.shape)));
+    }
+    require(weight.cols() == columns, fmt::format("quantize: {} has {} columns, {} has {}: they do not share one input",
+                                                  linears.front().name, columns, linear.name, weight.cols()));
+    if (columns % spec.group_columns(columns) != 0) {
+      throw Error(ErrorKind::input,
+                  fmt::format("{}: --group-size {} does not divide its {} columns; sizes that do: {}; or leave this layer "
+                              "unquantized",
+                              linear.name, spec.group_size, columns, possible_group_sizes(columns)));
+    }
+    if (columns * spec.bits % 32 != 0) {
+      throw Error(ErrorKind::input,
+                  fmt::format("{}: {} columns of {} bits do not fill whole 32-bit words, which every artifact format needs; "
+                              "leave this layer unquantized, or take other --bits",
+                              linear.name, columns, spec.bits));
+    }
+  }
+  if (spec.method == Method::obq && columns > max_obq_columns) {
+    throw Error(ErrorKind::usage, fmt::format("{}: --method obq inverts the whole Hessian again for every weight and takes at "
+                                              "most {} columns, got {}; use --method gptq",
+                                              linears.front().name, max_obq_columns, columns));
+  }
+  if (!hessian && (spec.method != Method::rtn || spec.clip == Clip::hessian)) {
+    throw Error(ErrorKind::usage,
+                fmt::format("{}: --method {} with --clip {} needs calibration data; give --calibration, or use --method rtn "
+                            "with --clip mse",
+                            linears.front().name, name_of(spec.method), name_of(spec.clip)));
+  }
+}
+
+/// H's blocks [groups, group, group] of the groups, on every rank.
+Buffer gather_blocks(Team& team, const Panels& hessian, const DeviceOrder& order, Shape<3> shape) {
+  Backend& backend = team.backend;
+  const std::int64_t count = shape[0] * shape[1] * shape[2];
+  const std::int64_t bytes = count * size_of(DType::f32);
+  Buffer own = backend.allocate(bytes);
+  backend.fill_zero(team.stream, own.data(), bytes);
+  for (int k = 0; k < hessian.count(); ++k) {
+    if (hessian.owns(k)) {
+      backend.gather_group_blocks(team.stream, {.panel = hessian.view(k),
+                                                .first = hessian.layout().at(k).first,
+                                                .group = order.group(),
+                                                .member = order.member(),
+                                                .blocks = own.view<float, 3>(shape)});
+    }
+  }
+  const int size = team.communicator.size();
+  if (size == 1) {
+    return own;
+  }
+  // Every entry comes from one rank and is zero on the others: any order of additions gives the same bits.
+  Buffer sum = backend.allocate(bytes);
+  backend.fill_zero(team.stream, sum.data(), bytes);
+  Buffer received = backend.allocate(bytes);
+  const Shape<2> flat{shape[0] * shape[1], shape[2]};
+  for (int root = 0; root < size; ++root) {
+    const Buffer& source = root == team.communicator.rank() ? own : received;
+    team.communicator.broadcast(team.stream, source.data(), bytes, root, "the Hessian's blocks of groups").wait();
+    backend.add(team.stream, {.x = source.any_view<2>(DType::f32, flat), .y = sum.any_view<2>(DType::f32, flat)});
+  }
+  return sum;
+}
+
+/// One linears' group on its way through; its members outlive the stream's work on them.
+class GroupQuantizer {
+ public:
+  GroupQuantizer(Team& team, std::span<const LinearWeight> linears, const std::optional<HessianInput>& hessian,
+                 const QuantSpec& spec, const Partition& partition)
+      : team_(team),
+        linears_(linears),
+        hessian_(hessian),
+        spec_(spec),
+        partition_(partition),
+        columns_(linears.front().weight.cols()),
+        groups_(spec.groups(columns_)),
+        words_(columns_ * spec.bits / 32) {
+    for (const auto& linear : linears) {
+      rows_ += linear.weight.rows();
+    }
+    for (int rank = 0; rank < team.group.size(); ++rank) {
+      shares_.push_back(rows_of(rank, team.group.size(), rows_, partition.row_tile));
+    }
+  }
+
+  std::vector<QuantizedLinear> run();
+
+ private:
+  RowRange own() const { return shares_[static_cast<std::size_t>(team_.group.rank())]; }
+  void quantize_rows(const DeviceOrder& order);
+  void factor_hessian(HessianSource& source, const DeviceOrder& order);
+  void gather_results();
+  std::vector<RowStatistics> gather_statistics(std::span<const RowStatistics> own) const;
+  Buffer part_of(const Buffer& whole, std::int64_t row_bytes, std::int64_t first, std::int64_t rows) const;
+  LayerRecord record(const LinearWeight& linear, std::span<const RowStatistics> rows) const;
+
+  Team& team_;
+  std::span<const LinearWeight> linears_;
+  const std::optional<HessianInput>& hessian_;
+  const QuantSpec& spec_;
+  const Partition& partition_;
+  std::int64_t columns_;
+  std::int64_t groups_;
+  std::int64_t words_;
+  std::int64_t rows_ = 0;
+  std::vector<RowRange> shares_;
+
+  ColumnOrder order_;
+  std::optional<Factorization> factorization_;
+  std::vector<std::int32_t> dead_;  // factor order
+  Buffer blocks_;                   // of Clip::hessian
+  Buffer inverse_;                  // of Method::obq
+  Buffer packed_;                   // u32 [rows, words]
+  Buffer scales_;                   // f32 [rows, groups]
+  Buffer zeros_;                    // u8 [rows, groups]
+  std::vector<RowStatistics> statistics_;
+};
+
+std::vector<QuantizedLinear> GroupQuantizer::run() {
+  const auto start = std::chrono::steady_clock::now();
+  const DrainOnExit drain(team_.stream);
+  // Only GPTQ's result depends on the order of columns.
+  const ActOrder act_order = spec_.method == Method::gptq ? spec_.act_order : ActOrder::none;
+  std::optional<HessianSource> source;
+  std::vector<double> diagonal;
+  if (hessian_) {
+    source.emplace(team_, *hessian_, columns_, partition_.leaves, names_of(linears_));
+    if (act_order != ActOrder::none) {
+      diagonal = source->diagonal();
+    }
+  }
+  order_ = make_column_order(columns_, spec_.group_columns(columns_), act_order, diagonal);
+  const DeviceOrder order(team_.backend, team_.stream, order_);
+  if (source) {
+    factor_hessian(*source, order);
+  }
+  quantize_rows(order);
+  gather_results();
+
+  std::vector<QuantizedLinear> results;
+  std::int64_t first = 0;
+  for (const auto& linear : linears_) {
+    const std::int64_t rows = linear.weight.rows();
+    const auto statistics =
+        std::span(statistics_).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(rows));
+    results.push_back({.name = linear.name,
+                       .rows = rows,
+                       .cols = columns_,
+                       .groups = groups_,
+                       .packed = part_of(packed_, words_ * size_of(DType::u32), first, rows),
+                       .scales = part_of(scales_, groups_ * size_of(DType::f32), first, rows),
+                       .zeros = part_of(zeros_, groups_, first, rows),
+                       .g_idx = upload(team_.backend, team_.stream, std::span<const std::int32_t>(order_.original.group)),
+                       .record = record(linear, statistics)});
+    first += rows;
+  }
+  team_.stream.synchronize();
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  for (auto& result : results) {
+    result.record.seconds = seconds.count() * static_cast<double>(result.rows) / static_cast<double>(rows_);
+  }
+  return results;
+}
+
+void GroupQuantizer::factor_hessian(HessianSource& source, const DeviceOrder& order) {
+  const auto layout = panel_layout(columns_, spec_, partition_);
+  const Panels hessian = source.panels(layout, order, spec_.solver);
+  const auto diagonal = gather_diagonal(team_, hessian);
+  source.require_finite(diagonal);
+  dead_ = dead_columns(diagonal);
+  if (spec_.clip == Clip::hessian) {
+    blocks_ = gather_blocks(team_, hessian, order, {groups_, spec_.group_size, spec_.group_size});
+  }
+  factorization_ = factorize(team_, hessian, diagonal, spec_);
+  if (spec_.method == Method::obq && factorization_->factor) {
+    inverse_ = invert_hessian(team_, hessian, factorization_->diagonal.values, names_of(linears_));
+  }
+}
+
+void GroupQuantizer::quantize_rows(const DeviceOrder& order) {
+  packed_ = team_.backend.allocate(rows_ * words_ * size_of(DType::u32));
+  scales_ = team_.backend.allocate(rows_ * groups_ * size_of(DType::f32));
+  zeros_ = team_.backend.allocate(rows_ * groups_);
+  RowSolver::Places places{
+      .scales = scales_.view<float, 2>({rows_, groups_}).slice_rows(own().first, own().count),
+      .zeros = zeros_.view<std::uint8_t, 2>({rows_, groups_}).slice_rows(own().first, own().count),
+      .packed = packed_.view<std::uint32_t, 2>({rows_, words_}).slice_rows(own().first, own().count),
+      .blocks = {}};
+  if (blocks_) {
+    places.blocks = blocks_.view<const float, 3>({groups_, spec_.group_size, spec_.group_size});
+  }
+  RowSolver solver(team_, linears_, own(), order, spec_, partition_.row_tile, places);
+  solver.round_to_nearest();
+  const bool factored = factorization_ && factorization_->factor;
+  if (factored) {
+    if (spec_.method != Method::rtn) {
+      solver.begin_solve(dead_);
+    }
+    if (spec_.method == Method::obq) {
+      solver.solve_obq(inverse_.view<const double, 2>({columns_, columns_}));
+    }
+    if (spec_.method == Method::gptq) {
+      solver.solve(*factorization_);
+    } else {
+      solver.measure(*factorization_);
+    }
+  }
+  solver.pack();
+  statistics_ = gather_statistics(solver.statistics(factored ? &*factorization_ : nullptr));
+}
+
+void GroupQuantizer::gather_results() {
+  const auto gather = [&](const Buffer& whole, std::int64_t row_bytes, std::string_view what) {
+    std::vector<comm::Part> parts;
+    for (const auto& share : shares_) {
+      parts.push_back({.offset_bytes = share.first * row_bytes, .bytes = share.count * row_bytes});
+    }
+    team_.communicator.all_gather(team_.stream, whole.data(), parts, what);
+  };
+  gather(packed_, words_ * size_of(DType::u32), "codes");
+  gather(scales_, groups_ * size_of(DType::f32), "scales");
+  gather(zeros_, groups_, "zeros");
+}
+
+std::vector<RowStatistics> GroupQuantizer::gather_statistics(std::span<const RowStatistics> own) const {
+  const auto parts = team_.group.all_gather_bytes(std::as_bytes(own), "losses of rows");
+  std::vector<RowStatistics> all;
+  for (const auto& part : parts) {
+    const std::size_t count = part.size() / sizeof(RowStatistics);
+    all.resize(all.size() + count);
+    if (count > 0) {
+      std::memcpy(all.data() + all.size() - count, part.data(), count * sizeof(RowStatistics));
+    }
+  }
+  require(std::ssize(all) == rows_, "losses of rows: the ranks sent another number of rows");
+  return all;
+}
+
+Buffer GroupQuantizer::part_of(const Buffer& whole, std::int64_t row_bytes, std::int64_t first, std::int64_t rows) const {
+  Buffer part = team_.backend.allocate(rows * row_bytes);
+  team_.backend.copy(team_.stream, part.data(), static_cast<const std::byte*>(whole.data()) + first * row_bytes,
+                     rows * row_bytes);
+  return part;
+}
+
+LayerRecord GroupQuantizer::record(const LinearWeight& linear, std::span<const RowStatistics> rows) const {
+  LayerRecord result;
+  result.name = linear.name;
+  result.rows = linear.weight.rows();
+  result.cols = columns_;
+  RowStatistics sum;
+  sum.min_scale = rows.front().min_scale;
+  sum.max_scale = rows.front().max_scale;
+  for (std::size_t r = 0; r < rows.size(); ++r) {
+    const auto& row = rows[r];
+    if (row.non_finite > 0) {
+      throw Error(ErrorKind::input,
+                  fmt::format("{}: row {} holds weights that are infinite or not numbers, or grows to such; check the "
+                              "checkpoint",
+                              linear.name, r));
+    }
+    sum.loss += row.loss;
+    sum.rtn_loss += row.rtn_loss;
+    sum.weight_norm += row.weight_norm;
+    sum.min_scale = std::min(sum.min_scale, row.min_scale);
+    sum.max_scale = std::max(sum.max_scale, row.max_scale);
+    sum.saturated_codes += row.saturated_codes;
+  }
+  result.min_scale = sum.min_scale;
+  result.max_scale = sum.max_scale;
+  result.saturated_codes = sum.saturated_codes;
+  if (!factorization_) {
+    return result;
+  }
+  result.tokens = hessian_->tokens;
+  result.dead_columns = std::ssize(dead_);
+  result.retries = factorization_->retries;
+  if (!factorization_->factor) {
+    result.fallback = spec_.method != Method::rtn;
+    return result;
+  }
+  result.damping = factorization_->damping;
+  if (sum.weight_norm > 0 && result.dead_columns < columns_) {
+    // Taking the damping's share away again may leave a rounding error below zero.
+    result.loss = std::max(0.0, sum.loss / sum.weight_norm);
+    result.rtn_loss = std::max(0.0, sum.rtn_loss / sum.weight_norm);
+    result.weight_norm = sum.weight_norm;
+  }
+  return result;
+}
+
+}  // namespace
+
+void QuantizedLinear::dequantize(Backend& backend, Stream& stream, int bits, DType stored, AnyView<2> weight) const {
+  backend.dequantize(stream, {.bits = bits,
+                              .packed = packed.view<const std::uint32_t, 2>({rows, cols * bits / 32}),
+                              .scales = scales.view<const float, 2>({rows, groups}),
+                              .zeros = zeros.view<const std::uint8_t, 2>({rows, groups}),
+                              .group = g_idx.view<const std::int32_t, 1>({cols}),
+                              .stored = stored,
+                              .weight = weight});
+}
+
+std::vector<QuantizedLinear> quantize_group(Team& team, std::span<const LinearWeight> linears,
+                                            const std::optional<HessianInput>& hessian, const QuantSpec& spec,
+                                            const Partition& partition) {
+  check(linears, hessian, spec, partition);
+  return with_context(fmt::format("quantizing {}", names_of(linears)),
+                      [&] { return GroupQuantizer(team, linears, hessian, spec, partition).run(); });
+}
+
+}  // namespace gptqd::gptq

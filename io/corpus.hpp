@@ -1,0 +1,69 @@
+#pragma once
+/// @file Calibration and evaluation tokens: from texts and token files to windows of one length.
+#include <cstdint>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "io/tokenizer.hpp"
+
+namespace gptqd::io {
+
+/// Windows of token ids, all of one length.
+struct TokenWindows {
+  std::int64_t samples = 0;
+  std::int64_t seqlen = 0;
+  std::vector<std::int32_t> ids;  ///< [samples, seqlen], row-major
+
+  std::span<const std::int32_t> window(std::int64_t sample) const {
+    return std::span(ids).subspan(static_cast<std::size_t>(sample * seqlen), static_cast<std::size_t>(seqlen));
+  }
+  /// XXH3-128 of samples, seqlen (int64) and ids (int32), little-endian, as 32 hexadecimal digits.
+  std::string hash() const;
+
+  friend bool operator==(const TokenWindows&, const TokenWindows&) = default;
+};
+
+/// Whether `path` names a token file (ends in .safetensors) and not a text.
+bool is_token_file(const std::filesystem::path& path);
+
+/// Reads `input_ids`, I32 or I64 [samples, seqlen], of a safetensors file.
+/// @throws Error (input) for other types and shapes, and for ids below 0 or above 2^31 - 1; (io)
+TokenWindows read_token_file(const std::filesystem::path& path);
+
+/// Reads a whole file as text. @throws Error (input) if it is missing, a folder, empty or 2 GiB and more; (io)
+std::string read_text_file(const std::filesystem::path& path);
+
+/// Tokens of a whole text file, tokenized once; the special tokens of the tokenizer's template come once.
+/// @throws Error as read_text_file and Tokenizer::encode
+std::vector<std::int32_t> read_text_tokens(const Tokenizer& tokenizer, const std::filesystem::path& path,
+                                           SpecialTokens special);
+
+/// Random windows of a token stream as the published GPTQ code draws them: random.seed(seed) once, then for each sample
+/// i = random.randint(0, T - seqlen - 1) and the window is tokens[i : i + seqlen]. T is the number of tokens.
+///
+/// @param name  what the tokens come from, for the message
+/// @throws Error (input) if T <= seqlen; (usage) unless samples and seqlen are positive and all windows together have at
+///         most 2^31 tokens
+TokenWindows draw_windows(std::span<const std::int32_t> tokens, std::int64_t samples, std::int64_t seqlen,
+                          std::uint64_t seed, std::string_view name = "the calibration text");
+
+/// Consecutive windows without overlap, floor(T / seqlen) of them; the rest is left out. The convention of perplexities.
+///
+/// @param max_windows  at most so many, 0 for all
+/// @throws Error (input) if T < seqlen; (usage) if seqlen <= 0 or max_windows < 0
+TokenWindows sequential_windows(std::span<const std::int32_t> tokens, std::int64_t seqlen, std::int64_t max_windows,
+                                std::string_view name = "the evaluation text");
+
+/// The first `seqlen` tokens of the first `samples` windows. @throws Error (input) if there are fewer; (usage)
+TokenWindows take(const TokenWindows& windows, std::int64_t samples, std::int64_t seqlen,
+                  std::string_view name = "the token file");
+
+/// Checks that 0 <= id < vocab for all ids.
+/// @param where  what the windows come from, for the message
+/// @throws Error (input) naming sample, position and id of the first that is not
+void check_vocabulary(const TokenWindows& windows, std::int64_t vocab, std::string_view where);
+
+}  // namespace gptqd::io

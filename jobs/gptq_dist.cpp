@@ -1,0 +1,75 @@
+/// @file gptq-dist: chooses the subcommand.
+#include <array>
+
+#include "comm/world.hpp"
+#include "jobs/commands.hpp"
+#include "kernels/base/error.hpp"
+#include "kernels/cpu/blas.hpp"
+#include "version.hpp"
+
+namespace {
+
+using gptqd::jobs::Arguments;
+
+constexpr std::string_view overview = R"(gptq-dist: quantizes transformers with GPTQ (arXiv:2210.17323) on any number of MPI ranks.
+
+  mpirun -np 8 gptq-dist --model bloom-176b          4 bits, groups of 128, into ./bloom-176b-w4g128
+  gptq-dist eval --model DIR --text FILE             perplexity of a float model or of an artifact
+  gptq-dist merge WORK --out DIR                     the shards of a finished run into an artifact
+
+  gptq-dist quantize --help                          all options (quantize is the default)
+  gptq-dist merge --help, eval --help
+  gptq-dist --version
+
+A run that was interrupted goes on where it stopped when the same command is given again, with any number of ranks.
+Exit codes: 0 done; 64 wrong usage; 65 bad input; 70 internal error or a stalled rank; 74 I/O error; 75 stopped, run again.
+)";
+
+struct Command {
+  std::string_view name;
+  int (*run)(const Arguments& arguments);
+};
+constexpr std::array commands{Command{"quantize", gptqd::jobs::quantize_command}, Command{"merge", gptqd::jobs::merge_command},
+                              Command{"eval", gptqd::jobs::eval_command}};
+
+int run(Arguments arguments) {
+  const std::string first = arguments.empty() ? "--help" : arguments.front();
+  if (first == "--help" || first == "-h") {
+    gptqd::jobs::print_once(std::string(overview));
+    return 0;
+  }
+  if (first == "--version") {
+    gptqd::jobs::print_once(fmt::format("gptq-dist {}\n", gptqd::version));
+    return 0;
+  }
+  for (const auto& command : commands) {
+    if (first == command.name) {
+      arguments.erase(arguments.begin());
+      return command.run(arguments);
+    }
+  }
+  if (!first.starts_with("-")) {
+    throw gptqd::Error(gptqd::ErrorKind::usage, fmt::format("there is no command \"{}\"; the commands are quantize, merge, eval", first));
+  }
+  return gptqd::jobs::quantize_command(arguments);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  gptqd::choose_blas_kernels(argv);
+  try {
+    return run(Arguments(argv + 1, argv + argc));
+  } catch (const gptqd::Error& error) {
+    // Errors of a running job are reported by its World; what arrives here happened before, on every rank alike.
+    if (gptqd::comm::launcher_rank() == 0) {
+      fmt::print(stderr, "gptq-dist: {}\n", error.one_line());
+    }
+    return gptqd::exit_code(error.kind());
+  } catch (const std::exception& error) {
+    if (gptqd::comm::launcher_rank() == 0) {
+      fmt::print(stderr, "gptq-dist: internal error: {}\n", error.what());
+    }
+    return gptqd::exit_code(gptqd::ErrorKind::internal);
+  }
+}

@@ -1,0 +1,50 @@
+#pragma once
+/// @file Brings blocks to the ranks of a stage: the owner reads ahead in the background and broadcasts.
+#include <future>
+#include <optional>
+
+#include "comm/communicator.hpp"
+#include "comm/group.hpp"
+#include "pipeline/block_weights.hpp"
+#include "pipeline/plan.hpp"
+
+namespace gptqd::pipeline {
+
+/// What the loader needs to know of the run; all references outlive it.
+struct BlockLoaderContext {
+  Backend& backend;
+  Stream& stream;
+  comm::Communicator& communicator;  ///< of the stage's replicas
+  comm::Group& group;                ///< the same ranks
+  Progress& progress;
+  const ModelSpec& model;
+  const io::CheckpointReader& tensors;
+};
+
+/// Gives a block's linears packed where it has them.
+using BlockPackedSource = std::function<PackedSource(std::int64_t block)>;
+
+class BlockLoader {
+ public:
+  /// @param packed  what is packed in which block (finished shards, an artifact); called at the block's owner
+  /// @param bits    of what is packed
+  /// @param owner   replica that reads a block
+  BlockLoader(BlockLoaderContext context, BlockPackedSource packed, int bits, std::function<int(std::int64_t block)> owner);
+  ~BlockLoader();
+
+  /// Starts reading a block in the background, at its owner. Others do nothing.
+  void prefetch(std::int64_t block);
+  /// The block's weights on every rank of the stage. Collective. Blocks may come in any order.
+  /// @throws Error on every rank when the owner could not read it
+  BlockWeights load(std::int64_t block);
+
+ private:
+  BlockLoaderContext context_;
+  BlockPackedSource packed_;
+  int bits_;
+  std::function<int(std::int64_t)> owner_;
+  std::optional<std::int64_t> ahead_;
+  std::future<HostBlock> reading_;
+};
+
+}  // namespace gptqd::pipeline

@@ -1,0 +1,228 @@
+#include "pipeline/block_quantizer.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+namespace gptqd::pipeline {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+bool is_wide(Phase phase) { return phase == Phase::attention_out || phase == Phase::mlp_out; }
+
+std::optional<Phase> phase_before(std::optional<Phase> phase) {
+  if (!phase) {
+    return phases.back();
+  }
+  const auto at = std::find(phases.begin(), phases.end(), *phase);
+  return at == phases.begin() ? std::nullopt : std::optional(*(at - 1));
+}
+
+}  // namespace
+
+bool needs_calibration(const gptq::QuantSpec& spec) { return spec.method != gptq::Method::rtn || spec.clip == Clip::hessian; }
+
+BlockQuantizer::BlockQuantizer(gptq::Team team, const ModelSpec& model, const Plan& plan, int replica, BlockQuantizerSettings settings)
+    : team_(team), model_(model), plan_(plan), settings_(std::move(settings)), samples_(plan.replica_samples(replica)) {
+  if (!needs_calibration(settings_.spec)) {
+    return;
+  }
+  std::int64_t most_rows = 0;
+  const auto leaves = plan.replica_leaves(replica);
+  for (int leaf = leaves.first; leaf < leaves.end(); ++leaf) {
+    for (const auto& run : plan.micro_batches(leaf)) {
+      batches_.push_back({.leaf = leaf, .row = (run.first - samples_.first) * plan.seqlen, .rows = run.count * plan.seqlen, .first_sample = run.first});
+      most_rows = std::max(most_rows, batches_.back().rows);
+    }
+  }
+  std::int64_t widest = 0;
+  for (const auto& block : model.blocks) {
+    widest = std::max({widest, block.input_width(Phase::attention_out), block.input_width(Phase::mlp_out)});
+  }
+  forward_ = std::make_unique<BlockForward>(team.backend, team.stream, model, plan.seqlen, most_rows);
+  const std::int64_t rows = samples_.count * plan.seqlen;
+  const std::int64_t element = size_of(forward_->dtype());
+  hidden_ = team.backend.allocate(rows * model.hidden * element);
+  narrow_ = team.backend.allocate(rows * model.hidden * element);
+  wide_ = team.backend.allocate(rows * widest * element);
+}
+
+AnyView<2> BlockQuantizer::hidden() const {
+  return forward_ ? hidden_.any_view<2>(forward_->dtype(), {samples_.count * plan_.seqlen, model_.hidden}) : AnyView<2>();
+}
+
+void BlockQuantizer::embed(const io::TokenWindows& windows, const io::CheckpointReader& tensors) {
+  if (!forward_) {
+    return;
+  }
+  Embedding embedding(team_.backend, team_.stream, model_, tensors, plan_.seqlen);
+  for (const auto& batch : batches_) {
+    Buffer ids = team_.backend.allocate(batch.rows * size_of(DType::i32));
+    team_.backend.copy_to_device(team_.stream, ids.data(), windows.ids.data() + batch.first_sample * plan_.seqlen, ids.bytes());
+    embedding.run(ids.view<std::int32_t, 1>({batch.rows}), hidden().slice_rows(batch.row, batch.rows));
+  }
+  team_.stream.synchronize();  // the tables go out of scope, and `windows` is the caller's
+}
+
+AnyView<2> BlockQuantizer::phase_input(const BlockSpec& block, Phase phase, const MicroBatch& batch) const {
+  const std::int64_t width = block.input_width(phase);
+  const Buffer& buffer = is_wide(phase) ? wide_ : narrow_;
+  return buffer.any_view<2>(forward_->dtype(), {batch.rows, width}, batch.row * width * size_of(forward_->dtype()));
+}
+
+void BlockQuantizer::advance_all(const BlockSpec& block, const BlockWeights& weights, std::optional<Phase> phase, AnyView<2> hidden) {
+  const auto before = phase_before(phase);
+  for (const auto& batch : batches_) {
+    forward_->advance(block, weights, phase, hidden.slice_rows(batch.row, batch.rows),
+                      before ? ConstAnyView<2>(phase_input(block, *before, batch)) : ConstAnyView<2>(),
+                      phase ? phase_input(block, *phase, batch) : AnyView<2>());
+  }
+}
+
+void BlockQuantizer::run_block(const BlockSpec& block, const BlockWeights& weights, AnyView<2> hidden) {
+  for (const Phase phase : phases) {
+    advance_all(block, weights, phase, hidden);
+  }
+  advance_all(block, weights, std::nullopt, hidden);
+}
+
+void BlockQuantizer::replay(const BlockSpec& block, const BlockWeights& weights) {
+  if (forward_) {
+    run_block(block, weights, hidden());
+    team_.stream.synchronize();  // the weights are the caller's
+  }
+}
+
+gptq::HessianInput BlockQuantizer::hessian_input(const BlockSpec& block, Phase phase) const {
+  gptq::HessianInput input;
+  input.tokens = plan_.tokens();
+  for (const auto& batch : batches_) {
+    if (input.leaves.empty() || input.leaves.back().leaf != batch.leaf) {
+      input.leaves.push_back({.leaf = batch.leaf, .chunks = {}});
+    }
+    input.leaves.back().chunks.push_back(phase_input(block, phase, batch));
+  }
+  input.find_non_finite = [this, &block, phase] { return find_non_finite(block, phase); };
+  return input;
+}
+
+std::optional<std::string> BlockQuantizer::find_non_finite(const BlockSpec& block, Phase phase) const {
+  for (const auto& batch : batches_) {
+    const auto view = phase_input(block, phase, batch);
+    std::vector<float> host(static_cast<std::size_t>(view.size()));
+    Buffer as_float = team_.backend.allocate(view.size() * size_of(DType::f32));
+    team_.backend.convert(team_.stream, {.x = view, .y = as_float.any_view<2>(DType::f32, view.shape)});
+    team_.backend.copy_to_host(team_.stream, host.data(), as_float.data(), as_float.bytes());
+    team_.stream.synchronize();
+    const auto found = std::find_if(host.begin(), host.end(), [](float x) { return !std::isfinite(x); });
+    if (found != host.end()) {
+      const std::int64_t token = (found - host.begin()) / view.cols();
+      return fmt::format("calibration sample {}, token {}, channel {}", batch.first_sample + token / plan_.seqlen, token % plan_.seqlen, (found - host.begin()) % view.cols());
+    }
+  }
+  return std::nullopt;
+}
+
+void BlockQuantizer::install(const BlockSpec& block, BlockWeights& weights, std::span<const gptq::QuantizedLinear> linears) {
+  for (const auto& spec : block.linears()) {
+    for (const auto& linear : linears) {
+      if (linear.name == spec.module) {
+        linear.dequantize(team_.backend, team_.stream, settings_.spec.bits, model_.dtype, weights.linear(spec).weight_view());
+      }
+    }
+  }
+}
+
+BlockResult BlockQuantizer::quantize(const BlockSpec& block, BlockWeights& weights, const std::function<void(Phase)>& entering) {
+  const auto start = Clock::now();
+  BlockResult result;
+  // Without true-sequential every group sees the float block: the hidden states behind it are then thrown away.
+  Buffer float_hidden;
+  AnyView<2> through = hidden();
+  if (forward_ && !settings_.true_sequential) {
+    float_hidden = team_.backend.allocate(through.bytes());
+    team_.backend.copy(team_.stream, float_hidden.data(), through.data, through.bytes());
+    through.data = float_hidden.data();
+  }
+  for (const Phase phase : phases) {
+    entering(phase);
+    auto mark = Clock::now();
+    std::optional<gptq::HessianInput> hessian;
+    if (forward_) {
+      advance_all(block, weights, phase, through);
+      team_.stream.synchronize();
+      hessian = hessian_input(block, phase);
+    }
+    result.seconds.forward += seconds_since(mark);
+
+    mark = Clock::now();
+    std::vector<gptq::LinearWeight> group;
+    for (const auto& spec : block.group(phase)) {
+      group.push_back({.name = spec.module, .weight = weights.linear(spec).weight_view()});
+    }
+    auto quantized = gptq::quantize_group(team_, group, hessian, settings_.spec, plan_.partition);
+    if (settings_.true_sequential) {
+      install(block, weights, quantized);
+    }
+    std::move(quantized.begin(), quantized.end(), std::back_inserter(result.linears));
+    result.seconds.quantize += seconds_since(mark);
+  }
+  const auto mark = Clock::now();
+  if (!settings_.true_sequential) {
+    install(block, weights, result.linears);
+  }
+  if (forward_ && settings_.true_sequential) {
+    advance_all(block, weights, std::nullopt, through);
+  } else if (forward_) {
+    run_block(block, weights, hidden());
+  }
+  team_.stream.synchronize();
+  result.seconds.forward += seconds_since(mark);
+  result.seconds.total = seconds_since(start);
+  return result;
+}
+
+io::PackedLinear to_packed_linear(Backend& backend, Stream& stream, const gptq::QuantizedLinear& linear, const gptq::QuantSpec& spec) {
+  io::PackedLinear packed;
+  packed.name = linear.name;
+  packed.bits = spec.bits;
+  packed.group_size = spec.group_size;
+  packed.sym = spec.symmetric;
+  packed.rows = linear.rows;
+  packed.cols = linear.cols;
+  packed.record = linear.record.to_json();
+
+  const std::int64_t words = linear.cols * spec.bits / 32;
+  const auto cells = static_cast<std::size_t>(linear.rows * linear.groups);
+  std::vector<std::uint32_t> codes(static_cast<std::size_t>(linear.rows * words));
+  std::vector<float> scales(cells);
+  std::vector<std::uint8_t> zeros(cells);
+  packed.g_idx.resize(static_cast<std::size_t>(linear.cols));
+  const auto fetch = [&](auto& host, const Buffer& device) {
+    backend.copy_to_host(stream, host.data(), device.data(), static_cast<std::int64_t>(host.size() * sizeof(host[0])));
+  };
+  fetch(codes, linear.packed);
+  fetch(scales, linear.scales);
+  fetch(zeros, linear.zeros);
+  fetch(packed.g_idx, linear.g_idx);
+  stream.synchronize();
+
+  packed.qweight = io::transpose_words(ConstTensorView<std::uint32_t, 2>(codes.data(), {linear.rows, words}));
+  packed.scales.resize(cells);
+  packed.zeros.resize(cells);
+  for (std::int64_t r = 0; r < linear.rows; ++r) {
+    for (std::int64_t g = 0; g < linear.groups; ++g) {
+      const auto from = static_cast<std::size_t>(r * linear.groups + g);
+      const auto to = static_cast<std::size_t>(g * linear.rows + r);
+      packed.scales[to] = to_half(scales[from]);
+      packed.zeros[to] = zeros[from];
+    }
+  }
+  return packed;
+}
+
+}  // namespace gptqd::pipeline

@@ -1,0 +1,80 @@
+#pragma once
+/// @file Quantizes one block after another on this rank's share of the calibration samples.
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "gptq/quantize_group.hpp"
+#include "io/corpus.hpp"
+#include "io/packed_linear.hpp"
+#include "pipeline/block_forward.hpp"
+#include "pipeline/plan.hpp"
+
+namespace gptqd::pipeline {
+
+struct BlockQuantizerSettings {
+  gptq::QuantSpec spec;
+  bool true_sequential = true;
+};
+
+/// Seconds of wall time that the parts of a block took on this rank.
+struct BlockSeconds {
+  double forward = 0;
+  double quantize = 0;
+  double total = 0;
+};
+
+/// The quantized linears of a block, in phase order.
+struct BlockResult {
+  std::vector<gptq::QuantizedLinear> linears;
+  BlockSeconds seconds;
+};
+
+/// Whether the settings need calibration activations at all: round-to-nearest on the weights' own ranges does not.
+bool needs_calibration(const gptq::QuantSpec& spec);
+
+class BlockQuantizer {
+ public:
+  /// @param replica  this rank among the ranks of the stage (the team's)
+  BlockQuantizer(gptq::Team team, const ModelSpec& model, const Plan& plan, int replica, BlockQuantizerSettings settings);
+
+  /// Hidden states of this replica's samples: [own tokens, hidden], compute dtype. Empty without calibration.
+  AnyView<2> hidden() const;
+  /// Start of the model: hidden <- embeddings of this replica's samples. Does nothing without calibration.
+  void embed(const io::TokenWindows& windows, const io::CheckpointReader& tensors);
+  /// Runs a block that is quantized already over the hidden states.
+  void replay(const BlockSpec& block, const BlockWeights& weights);
+  /// Quantizes a block's linears phase by phase, then leaves the hidden states behind the quantized block. Collective
+  /// over the team.
+  BlockResult quantize(const BlockSpec& block, BlockWeights& weights, const std::function<void(Phase)>& entering);
+
+ private:
+  struct MicroBatch {
+    int leaf;
+    std::int64_t row;   ///< of this replica's tokens
+    std::int64_t rows;
+    std::int64_t first_sample;  ///< of the whole calibration set
+  };
+  AnyView<2> phase_input(const BlockSpec& block, Phase phase, const MicroBatch& batch) const;
+  void advance_all(const BlockSpec& block, const BlockWeights& weights, std::optional<Phase> phase, AnyView<2> hidden);
+  void run_block(const BlockSpec& block, const BlockWeights& weights, AnyView<2> hidden);
+  gptq::HessianInput hessian_input(const BlockSpec& block, Phase phase) const;
+  std::optional<std::string> find_non_finite(const BlockSpec& block, Phase phase) const;
+  void install(const BlockSpec& block, BlockWeights& weights, std::span<const gptq::QuantizedLinear> linears);
+
+  gptq::Team team_;
+  const ModelSpec& model_;
+  const Plan& plan_;
+  BlockQuantizerSettings settings_;
+  IndexRange samples_;
+  std::vector<MicroBatch> batches_;
+  std::unique_ptr<BlockForward> forward_;
+  Buffer hidden_;
+  Buffer narrow_;  ///< inputs of attention_in and mlp_in
+  Buffer wide_;    ///< inputs of attention_out and mlp_out
+};
+
+/// A device linear in the form of shards and artifacts.
+io::PackedLinear to_packed_linear(Backend& backend, Stream& stream, const gptq::QuantizedLinear& linear, const gptq::QuantSpec& spec);
+
+}  // namespace gptqd::pipeline

@@ -1,0 +1,19 @@
+#pragma once
+/// @file Model families: from config.json and tensor names to a ModelSpec. One file each in pipeline/families/.
+#include <nlohmann/json.hpp>
+
+#include "io/checkpoint_reader.hpp"
+#include "pipeline/model_spec.hpp"
+
+namespace gptqd::pipeline {
+
+/// Describes the model of a folder.
+/// @param config  the folder's config.json
+/// @throws Error (input) for a model_type that no family knows (the message lists those that are known), settings that
+///         are not implemented, and tensors that are missing or have other shapes than config.json says
+ModelSpec describe_model(const nlohmann::json& config, const io::CheckpointReader& tensors);
+
+// The families. Each throws Error (input) naming what it does not implement.
+ModelSpec describe_opt(const nlohmann::json& config, const io::CheckpointReader& tensors);
+
+}  // namespace gptqd::pipeline

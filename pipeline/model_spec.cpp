@@ -1,0 +1,55 @@
+#include "pipeline/model_spec.hpp"
+
+namespace gptqd::pipeline {
+
+std::string_view name_of(Phase phase) {
+  switch (phase) {
+    case Phase::attention_in:
+      return "attention_in";
+    case Phase::attention_out:
+      return "attention_out";
+    case Phase::mlp_in:
+      return "mlp_in";
+    case Phase::mlp_out:
+      break;
+  }
+  return "mlp_out";
+}
+
+std::vector<LinearSpec> BlockSpec::group(Phase phase) const {
+  switch (phase) {
+    case Phase::attention_in:
+      return attention_in;
+    case Phase::attention_out:
+      return {attention_out};
+    case Phase::mlp_in:
+      return {mlp_in};
+    case Phase::mlp_out:
+      break;
+  }
+  return {mlp_out};
+}
+
+std::vector<LinearSpec> BlockSpec::linears() const {
+  std::vector<LinearSpec> all;
+  for (const Phase phase : phases) {
+    for (auto& linear : group(phase)) {
+      all.push_back(std::move(linear));
+    }
+  }
+  return all;
+}
+
+std::int64_t BlockSpec::input_width(Phase phase) const { return group(phase).front().cols; }
+
+std::int64_t ModelSpec::parameters() const {
+  std::int64_t count = 0;
+  for (const auto& block : blocks) {
+    for (const auto& linear : block.linears()) {
+      count += linear.rows * linear.cols;
+    }
+  }
+  return count;
+}
+
+}  // namespace gptqd::pipeline

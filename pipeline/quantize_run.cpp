@@ -1,0 +1,477 @@
+#include "pipeline/quantize_run.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <future>
+#include <numeric>
+
+#include "comm/process_grid.hpp"
+#include "io/atomic_file.hpp"
+#include "io/json_file.hpp"
+#include "pipeline/artifact.hpp"
+#include "pipeline/block_loader.hpp"
+#include "pipeline/block_quantizer.hpp"
+#include "pipeline/family.hpp"
+#include "pipeline/fingerprint.hpp"
+#include "pipeline/report.hpp"
+#include "pipeline/work_folder.hpp"
+#include "version.hpp"
+
+namespace gptqd::pipeline {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+/// The source: its tensors, its config.json, and the model they make.
+struct Source {
+  std::unique_ptr<io::CheckpointReader> tensors;
+  nlohmann::json config;
+  ModelSpec model;
+};
+
+Source open_source(const std::filesystem::path& folder) {
+  return with_context(fmt::format("reading model {}", folder.string()), [&] {
+    Source source;
+    source.config = io::read_json(folder / "config.json");
+    if (source.config.contains("quantization_config")) {
+      throw Error(ErrorKind::input, "config.json has a quantization_config: the model is quantized already; give the folder of its float weights");
+    }
+    source.tensors = io::CheckpointReader::open(folder);
+    source.model = describe_model(source.config, *source.tensors);
+    return source;
+  });
+}
+
+void check_format(const ModelSpec& model, const gptq::QuantSpec& spec) {
+  for (const auto& linear : model.blocks.front().linears()) {
+    if (const auto obstacle = io::format_obstacle(linear.rows, linear.cols, spec.bits, spec.group_size)) {
+      throw Error(ErrorKind::usage, fmt::format("{} [{}, {}] cannot be written at {} bits, group size {}: {}", linear.module, linear.rows, linear.cols, spec.bits,
+                                                spec.group_size, *obstacle));
+    }
+  }
+}
+
+nlohmann::json model_identity(const Source& source) {
+  nlohmann::json files = nlohmann::json::array();
+  for (const auto& file : source.tensors->files()) {
+    files.push_back({{"name", file.name}, {"bytes", file.bytes}, {"header", file.header_hash}});
+  }
+  return {{"config", fingerprint_hash(source.config)}, {"files", std::move(files)}};
+}
+
+nlohmann::json make_fingerprint(const Source& source, const Plan& plan, const QuantizeConfig& config, const gptq::QuantSpec& spec,
+                                const std::optional<io::TokenWindows>& windows, const Backend& backend) {
+  nlohmann::json calibration;
+  if (windows) {
+    calibration = {{"samples", windows->samples}, {"seqlen", windows->seqlen}, {"hash", windows->hash()}};
+  }
+  return {{"format_version", 1},
+          {"model", model_identity(source)},
+          {"calibration", std::move(calibration)},
+          {"spec", gptq::to_json(spec)},
+          {"partition", plan.partition.to_json()},
+          {"micro_batch_samples", plan.micro_batch_samples},
+          {"true_sequential", config.true_sequential},
+          {"environment", {{"tool", version}, {"backend", backend.describe()}}}};
+}
+
+bool is_filled(const std::filesystem::path& path) {
+  return std::filesystem::exists(path) && !(std::filesystem::is_directory(path) && std::filesystem::is_empty(path));
+}
+
+/// True when OUT is this run's artifact already. @throws Error (usage) when it holds anything else
+bool out_is_complete(const std::filesystem::path& out, const std::string& fingerprint) {
+  if (!is_filled(out)) {
+    return false;
+  }
+  if (std::filesystem::is_directory(out) && std::filesystem::exists(out / "quantize_config.json")) {
+    const auto settings = io::read_json(out / "quantize_config.json");
+    const auto meta = io::get_or<nlohmann::json>(settings, "meta", nlohmann::json::object(), "quantize_config.json");
+    if (meta.value("fingerprint", "") == fingerprint) {
+      return true;
+    }
+  }
+  throw Error(ErrorKind::usage, fmt::format("{} exists and is not this run's result; choose another --out, or remove it", out.string()));
+}
+
+/// What rank 0 found on disk, for all ranks.
+struct Found {
+  nlohmann::json fingerprint;
+  std::vector<std::uint8_t> valid;  ///< a flag a block
+  bool complete = false;            ///< OUT is there
+};
+
+Found look_at_disk(comm::World& world, const QuantizeConfig& config, const Source& source, const nlohmann::json& wanted, const RunObserver& observer) {
+  Found found;
+  if (world.rank() == 0) {
+    const auto step = world.long_host_step("looking at the work folder");
+    const RunRecord record = open_work_folder(config.work, {.fingerprint = wanted, .facts = {{"model", std::filesystem::absolute(config.model).string()}}}, config.allow_mixed, observer.note);
+    found.fingerprint = record.fingerprint;
+    const io::ShardStore store(config.work);
+    store.remove_stale_temporaries();
+    found.complete = out_is_complete(config.out, fingerprint_hash(found.fingerprint));
+    for (std::int64_t block = 0; block < std::ssize(source.model.blocks); ++block) {
+      const auto state = store.state(block);
+      found.valid.push_back(state.status == io::ShardStatus::valid ? 1 : 0);
+      if (state.status == io::ShardStatus::damaged) {
+        observer.note(fmt::format("block {}: the shard is damaged and will be made again: {}", block, state.reason));
+      }
+    }
+  }
+  found.fingerprint = nlohmann::json::parse(world.group().broadcast_string(found.fingerprint.dump(), 0, "fingerprint"));
+  found.valid.resize(source.model.blocks.size());
+  world.group().broadcast(std::as_writable_bytes(std::span(found.valid)), 0, "finished blocks");
+  found.complete = world.group().broadcast_value<std::uint8_t>(found.complete ? 1 : 0, 0, "state of the output") != 0;
+  return found;
+}
+
+double block_loss_ratio(const LayerTable& table) { return table.loss_ratio().value_or(std::numeric_limits<double>::quiet_NaN()); }
+
+/// A stage's way through its blocks.
+class StageRun {
+ public:
+  StageRun(comm::World& world, Backend& backend, const QuantizeConfig& config, const gptq::QuantSpec& spec, const Source& source, const Plan& plan,
+           const Found& found, const RunObserver& observer)
+      : world_(world),
+        backend_(backend),
+        config_(config),
+        spec_(spec),
+        source_(source),
+        plan_(plan),
+        found_(found),
+        observer_(observer),
+        hash_(fingerprint_hash(found.fingerprint)),
+        grid_(world, plan.grid.stages),
+        stream_(backend.create_stream()),
+        communicator_(comm::make_mpi_communicator(grid_.replicas_group())),
+        world_communicator_(comm::make_mpi_communicator(world.group())),
+        store_(config.work),
+        team_{.backend = backend, .stream = *stream_, .communicator = *communicator_, .group = grid_.replicas_group()},
+        quantizer_(team_, source.model, plan, grid_.replica(), {.spec = spec, .true_sequential = config.true_sequential}),
+        loader_({.backend = backend, .stream = *stream_, .communicator = *communicator_, .group = grid_.replicas_group(), .progress = world.progress(), .model = source.model, .tensors = *source.tensors},
+                [this](std::int64_t block) { return finished_block(block); }, spec.bits, [this](std::int64_t block) { return plan_.owner_of(block); }) {
+    const auto missing = std::find(found.valid.rbegin(), found.valid.rend(), 0);
+    const auto behind_last_missing = std::distance(missing, found.valid.rend());
+    const auto own = plan.stage_blocks(grid_.stage());
+    blocks_ = {.first = own.first, .count = std::clamp<std::int64_t>(behind_last_missing - own.first, 0, own.count)};
+    hand_on_ = behind_last_missing > own.end();
+  }
+
+  void run(const std::optional<io::TokenWindows>& windows) {
+    if (windows) {
+      start(*windows);
+    }
+    for (std::int64_t block = blocks_.first; block < blocks_.end(); ++block) {
+      with_context(fmt::format("working on block {}", block), [&] { run_block(block); });
+    }
+    finish_writing();
+    if (windows && hand_on_) {
+      const auto hidden = quantizer_.hidden();
+      world_.set_activity("handing hidden states to the next stage");
+      world_communicator_->send(*stream_, hidden.data, hidden.bytes(), grid_.next_stage_rank(), "hidden states").wait();
+    }
+  }
+
+  std::int64_t blocks_computed() const { return computed_; }
+  double flops() const { return flops_; }
+
+ private:
+  bool is_leader() const { return grid_.replica() == 0; }
+  bool is_found(std::int64_t block) const { return found_.valid[static_cast<std::size_t>(block)] != 0; }
+
+  void start(const io::TokenWindows& windows) {
+    if (blocks_.count == 0 && !hand_on_) {
+      return;
+    }
+    if (grid_.stage() == 0) {
+      world_.set_activity("embedding the calibration samples");
+      quantizer_.embed(windows, *source_.tensors);
+      return;
+    }
+    const auto hidden = quantizer_.hidden();
+    world_.set_activity("waiting for the hidden states of the stage before");
+    world_communicator_->receive(*stream_, hidden.data, hidden.bytes(), grid_.previous_stage_rank(), "hidden states").wait();
+  }
+
+  PackedSource finished_block(std::int64_t block) const {
+    if (!is_found(block)) {
+      return {};
+    }
+    auto shard = std::make_shared<io::BlockShard>(read_shard(store_, block, hash_));
+    return [shard](const std::string& module) -> std::optional<io::PackedLinear> {
+      for (const auto& linear : shard->linears) {
+        if (linear.name == module) {
+          return linear;
+        }
+      }
+      return std::nullopt;
+    };
+  }
+
+  void run_block(std::int64_t block) {
+    if (is_found(block) && !needs_calibration(spec_)) {
+      return;
+    }
+    const auto start = Clock::now();
+    const auto& spec = source_.model.blocks[static_cast<std::size_t>(block)];
+    world_.set_activity(fmt::format("block {}, loading", block));
+    auto weights = loader_.load(block);
+    if (block + 1 < blocks_.end()) {
+      loader_.prefetch(block + 1);
+    }
+    if (is_found(block)) {
+      world_.set_activity(fmt::format("block {}, replaying", block));
+      quantizer_.replay(spec, weights);
+      report(block, start, std::nullopt);
+      return;
+    }
+    auto result = quantizer_.quantize(spec, weights, [&](Phase phase) { world_.set_activity(fmt::format("block {}, {}", block, name_of(phase))); });
+    const auto shard = to_shard(block, result);
+    LayerTable table;
+    table.add(shard);
+    count_fallbacks(table);
+    if (plan_.owner_of(block) == grid_.replica()) {
+      finish_writing();
+      writing_ = std::async(std::launch::async, [this, shard] {
+        store_.write(shard);
+        world_.progress().tick();
+      });
+    }
+    ++computed_;
+    flops_ += model_flops(spec, plan_.tokens());
+    report(block, start, block_loss_ratio(table));
+  }
+
+  io::BlockShard to_shard(std::int64_t block, const BlockResult& result) {
+    const bool owner = plan_.owner_of(block) == grid_.replica();
+    io::BlockShard shard{.block = block, .fingerprint = hash_, .spec = gptq::to_json(spec_), .linears = {}, .run = {}};
+    nlohmann::json seconds = nlohmann::json::object();
+    for (const auto& linear : result.linears) {
+      if (owner) {
+        shard.linears.push_back(to_packed_linear(backend_, *stream_, linear, spec_));
+      } else {
+        shard.linears.push_back({.name = linear.name, .qweight = {}, .scales = {}, .zeros = {}, .g_idx = {}, .record = linear.record.to_json()});
+      }
+      seconds[linear.name] = linear.record.seconds;
+    }
+    shard.run = {{"host", world_.host_name()},
+                 {"ranks", world_.size()},
+                 {"stages", plan_.grid.stages},
+                 {"seconds", {{"forward", result.seconds.forward}, {"quantize", result.seconds.quantize}, {"total", result.seconds.total}}},
+                 {"linear_seconds", std::move(seconds)}};
+    return shard;
+  }
+
+  void count_fallbacks(const LayerTable& table) {
+    fallbacks_ += table.fallbacks();
+    if (fallbacks_ > config_.max_fallbacks) {
+      throw Error(ErrorKind::input, fmt::format("{} linear(s) fell back to round-to-nearest, --max-fallbacks is {}: H of {} is not positive definite at any damping; "
+                                                "give more or other calibration text, or allow it with --max-fallbacks",
+                                                fallbacks_, config_.max_fallbacks, fmt::join(table.fallback_names(), ", ")));
+    }
+  }
+
+  void finish_writing() {
+    if (writing_.valid()) {
+      with_context("writing a shard", [&] { writing_.get(); });
+    }
+  }
+
+  void report(std::int64_t block, Clock::time_point start, std::optional<double> ratio) {
+    if (!is_leader()) {
+      return;
+    }
+    const double seconds = seconds_since(start);
+    (ratio ? computed_seconds_ : replayed_seconds_).push_back(seconds);
+    const auto mean = [](const std::vector<double>& values, double otherwise) {
+      return values.empty() ? otherwise : std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+    };
+    BlockProgress progress{.block = block, .blocks = plan_.blocks, .done = block + 1 - blocks_.first, .to_do = blocks_.count, .replayed = !ratio, .seconds = seconds, .loss_ratio = ratio};
+    for (std::int64_t next = block + 1; next < blocks_.end(); ++next) {
+      progress.eta_seconds += is_found(next) ? mean(replayed_seconds_, seconds) : mean(computed_seconds_, seconds);
+    }
+    if (ratio && std::isnan(*ratio)) {
+      progress.loss_ratio.reset();
+    }
+    observer_.block(progress);
+  }
+
+  comm::World& world_;
+  Backend& backend_;
+  const QuantizeConfig& config_;
+  const gptq::QuantSpec& spec_;
+  const Source& source_;
+  const Plan& plan_;
+  const Found& found_;
+  const RunObserver& observer_;
+  std::string hash_;
+  comm::ProcessGrid grid_;
+  std::unique_ptr<Stream> stream_;
+  std::unique_ptr<comm::Communicator> communicator_;
+  std::unique_ptr<comm::Communicator> world_communicator_;
+  io::ShardStore store_;
+  gptq::Team team_;
+  BlockQuantizer quantizer_;
+  BlockLoader loader_;
+  IndexRange blocks_;     ///< this stage's, up to the last missing one
+  bool hand_on_ = false;  ///< a later stage has something to do
+  std::future<void> writing_;
+  std::int64_t computed_ = 0;
+  double flops_ = 0;
+  std::int64_t fallbacks_ = 0;
+  std::vector<double> computed_seconds_;
+  std::vector<double> replayed_seconds_;
+};
+
+/// Every layer of the run has passed: the fallbacks of blocks that were found count as well.
+void check_fallbacks(const LayerTable& table, std::int64_t most) {
+  if (table.fallbacks() > most) {
+    throw Error(ErrorKind::input, fmt::format("{} linear(s) fell back to round-to-nearest ({}), --max-fallbacks is {}; the shards are kept: raise it to accept them",
+                                              table.fallbacks(), fmt::join(table.fallback_names(), ", "), most));
+  }
+}
+
+std::int64_t total_bytes(const io::CheckpointReader& tensors) {
+  std::int64_t bytes = 0;
+  for (const auto& file : tensors.files()) {
+    bytes += file.bytes;
+  }
+  return bytes;
+}
+
+/// Shards to artifact, on one rank.
+QuantizeSummary merge(const io::ShardStore& store, const nlohmann::json& fingerprint, const Source& source, const std::filesystem::path& out,
+                      std::int64_t max_shard_bytes, std::int64_t max_fallbacks, LayerTable& table, nlohmann::json& files) {
+  for (std::int64_t block = 0; block < std::ssize(source.model.blocks); ++block) {
+    const auto state = store.state(block);
+    if (state.status != io::ShardStatus::valid) {
+      throw Error(ErrorKind::input, fmt::format("block {} is not ready for the merge: {}; run the quantization again to complete it", block, state.reason));
+    }
+  }
+  store.write_manifest(std::ssize(source.model.blocks), fingerprint);
+  const auto summary = write_artifact(store, fingerprint, source.model, *source.tensors, out, max_shard_bytes, [&](const io::BlockShard& shard) {
+    table.add(shard);
+    check_fallbacks(table, max_fallbacks);
+  });
+  for (const auto& file : summary.files) {
+    files.push_back({{"name", file.name}, {"bytes", file.bytes}, {"xxh3_128", file.xxh3_128}});
+  }
+  return {.out = out, .artifact_bytes = summary.bytes, .source_bytes = total_bytes(*source.tensors), .loss_ratio = table.loss_ratio()};
+}
+
+}  // namespace
+
+QuantizeSummary run_quantize(comm::World& world, Backend& backend, const QuantizeConfig& config, const RunObserver& observer) {
+  const auto start = Clock::now();
+  const Source source = open_source(config.model);
+  gptq::QuantSpec spec = config.spec;
+  spec.scale_format = source.model.dtype == DType::bf16 ? ScaleFormat::bf16_and_f16 : ScaleFormat::f16;
+  gptq::validate(spec);
+  check_format(source.model, spec);
+
+  std::optional<io::TokenWindows> windows;
+  if (needs_calibration(spec)) {
+    windows = calibration_windows(world, source.model, config.model, config.calibration);
+    spec.dead_diagonal = static_cast<double>(windows->samples) / 2;
+  }
+  const Plan plan = make_plan(source.model, {.ranks = world.size(),
+                                             .stages = config.stages,
+                                             .samples = windows ? windows->samples : 0,
+                                             .seqlen = windows ? windows->seqlen : 0,
+                                             .micro_batch_tokens = config.micro_batch_tokens,
+                                             .partition = config.partition});
+  if (world.rank() == 0) {
+    observer.note(plan.summary(source.model));
+    if (plan.leaves_raised) {
+      observer.note(fmt::format("--hessian-leaves raised to {}, one a rank at least: the bytes differ from those of a run with fewer ranks", plan.partition.leaves));
+    }
+  }
+  const auto wanted = make_fingerprint(source, plan, config, spec, windows, backend);
+  const Found found = look_at_disk(world, config, source, wanted, observer);
+  QuantizeSummary summary{.out = config.out, .source_bytes = total_bytes(*source.tensors), .blocks_found = std::count(found.valid.begin(), found.valid.end(), 1)};
+  if (found.complete) {
+    summary.already_complete = true;
+    return summary;
+  }
+  if (world.rank() == 0 && summary.blocks_found > 0) {
+    observer.note(fmt::format("found {} of {} blocks finished; going on with the rest", summary.blocks_found, plan.blocks));
+  }
+
+  const auto blocks_start = Clock::now();
+  double flops = 0;
+  {
+    StageRun stage(world, backend, config, spec, source, plan, found, observer);
+    stage.run(windows);
+    const auto computed = world.group().all_gather(world.rank() % plan.grid.replicas == 0 ? stage.blocks_computed() : 0, "blocks computed");
+    summary.blocks_computed = std::accumulate(computed.begin(), computed.end(), std::int64_t{0});
+    flops = stage.flops();
+  }
+  const double blocks_seconds = seconds_since(blocks_start);
+  const auto peaks = world.group().all_gather(backend.peak_bytes(), "peak memory");
+  const auto stage_flops = world.group().all_gather(static_cast<std::int64_t>(flops / 1e6), "work done");
+
+  if (world.rank() == 0) {
+    const auto step = world.long_host_step("merging the shards");
+    world.set_activity("merging the shards");
+    LayerTable table;
+    nlohmann::json files = nlohmann::json::array();
+    const auto merge_start = Clock::now();
+    const auto merged = merge(io::ShardStore(config.work), found.fingerprint, source, config.out, config.max_shard_bytes, config.max_fallbacks, table, files);
+    summary.artifact_bytes = merged.artifact_bytes;
+    summary.loss_ratio = merged.loss_ratio;
+    summary.seconds = seconds_since(start);
+    double mega_flops = 0;
+    for (std::size_t rank = 0; rank < stage_flops.size(); rank += static_cast<std::size_t>(plan.grid.replicas)) {
+      mega_flops += static_cast<double>(stage_flops[rank]);
+    }
+    const nlohmann::json report = {{"tool", fmt::format("gptq-dist {}", version)},
+                                   {"model", config.model.string()},
+                                   {"out", config.out.string()},
+                                   {"fingerprint", found.fingerprint},
+                                   {"fingerprint_hash", fingerprint_hash(found.fingerprint)},
+                                   {"ranks", world.size()},
+                                   {"stages", plan.grid.stages},
+                                   {"peak_bytes_per_rank", peaks},
+                                   {"blocks", {{"total", plan.blocks}, {"computed", summary.blocks_computed}, {"found", summary.blocks_found}}},
+                                   {"seconds", {{"total", summary.seconds}, {"blocks", blocks_seconds}, {"merge", seconds_since(merge_start)}}},
+                                   {"model_flops", mega_flops * 1e6},
+                                   {"loss_ratio", summary.loss_ratio ? nlohmann::json(*summary.loss_ratio) : nlohmann::json()},
+                                   {"fallbacks", table.fallbacks()},
+                                   {"artifact", {{"bytes", summary.artifact_bytes}, {"files", std::move(files)}}},
+                                   {"layers", table.layers()}};
+    io::write_file_atomically(config.work / "report.json", report.dump(1) + "\n");
+    if (config.report) {
+      io::write_file_atomically(*config.report, report.dump(1) + "\n");
+    }
+  }
+  world.group().barrier("the end of the merge");
+  return summary;
+}
+
+QuantizeSummary merge_shards(const std::filesystem::path& work, const std::filesystem::path& source_folder, const std::filesystem::path& out,
+                             std::int64_t max_shard_bytes, const RunObserver& observer) {
+  const auto start = Clock::now();
+  const RunRecord record = read_run_record(work);
+  const std::filesystem::path folder = source_folder.empty() ? std::filesystem::path(io::get<std::string>(record.facts, "model", "run.json")) : source_folder;
+  const Source source = open_source(folder);
+  const auto differences = fingerprint_differences(io::get<nlohmann::json>(record.fingerprint, "model", "run.json"), model_identity(source));
+  if (!differences.empty()) {
+    throw Error(ErrorKind::input, fmt::format("{} is not the model that the shards of {} were made from ({})", folder.string(), work.string(), fmt::join(differences, "; ")));
+  }
+  if (out_is_complete(out, fingerprint_hash(record.fingerprint))) {
+    observer.note(fmt::format("{} is complete already", out.string()));
+    return {.out = out, .already_complete = true};
+  }
+  LayerTable table;
+  nlohmann::json files = nlohmann::json::array();
+  auto summary = merge(io::ShardStore(work), record.fingerprint, source, out, max_shard_bytes, std::numeric_limits<std::int64_t>::max(), table, files);
+  summary.blocks_found = std::ssize(source.model.blocks);
+  summary.seconds = seconds_since(start);
+  return summary;
+}
+
+}  // namespace gptqd::pipeline

@@ -1,0 +1,72 @@
+#pragma once
+/// @file The quantize run: from a model folder and a text to shards and one artifact.
+#include <filesystem>
+#include <functional>
+#include <optional>
+#include <string>
+
+#include "comm/world.hpp"
+#include "gptq/quant_spec.hpp"
+#include "kernels/backend.hpp"
+#include "pipeline/calibration.hpp"
+
+namespace gptqd::pipeline {
+
+struct QuantizeConfig {
+  std::filesystem::path model;  ///< folder of the source
+  std::filesystem::path out;
+  std::filesystem::path work;   ///< shards and checkpoint
+  std::optional<std::filesystem::path> report;
+  CalibrationRequest calibration;
+  gptq::QuantSpec spec;
+  gptq::Partition partition;
+  std::int64_t micro_batch_tokens = 4096;
+  bool true_sequential = true;
+  int stages = 1;
+  std::int64_t max_fallbacks = 0;
+  bool allow_mixed = false;  ///< continue shards made by another version, backend or BLAS
+  std::int64_t max_shard_bytes = 4'000'000'000;
+};
+
+/// How far a stage is; given to the observer after each block.
+struct BlockProgress {
+  std::int64_t block = 0;
+  std::int64_t blocks = 0;
+  std::int64_t done = 0;       ///< blocks this stage has gone through in this run
+  std::int64_t to_do = 0;      ///< blocks this stage goes through in this run
+  bool replayed = false;
+  double seconds = 0;
+  double eta_seconds = 0;
+  std::optional<double> loss_ratio = std::nullopt;  ///< geometric mean of loss / rtn_loss over the block's linears
+};
+
+/// Called on the ranks that speak: replica 0 of each stage (note: rank 0 alone).
+struct RunObserver {
+  std::function<void(const std::string& line)> note;
+  std::function<void(const BlockProgress& progress)> block;
+};
+
+/// What a finished run says of itself; complete on rank 0 only.
+struct QuantizeSummary {
+  std::filesystem::path out;
+  std::int64_t artifact_bytes = 0;
+  std::int64_t source_bytes = 0;
+  double seconds = 0;
+  std::int64_t blocks_computed = 0;
+  std::int64_t blocks_found = 0;
+  std::optional<double> loss_ratio = std::nullopt;
+  bool already_complete = false;  ///< OUT was there, made by the same run
+};
+
+/// Collective over the world. Every rank passes the same config.
+///
+/// Continues what `work` holds: blocks whose shards are complete are run forward from their packed codes, and the first
+/// missing one is computed. Ends with the artifact at `out`, complete, or with an Error and nothing at `out`.
+QuantizeSummary run_quantize(comm::World& world, Backend& backend, const QuantizeConfig& config, const RunObserver& observer);
+
+/// Merges the finished shards of a work folder into an artifact. Needs no MPI.
+/// @throws Error (input) naming missing or damaged blocks, or a source that is not the one the shards were made from
+QuantizeSummary merge_shards(const std::filesystem::path& work, const std::filesystem::path& source, const std::filesystem::path& out,
+                             std::int64_t max_shard_bytes, const RunObserver& observer);
+
+}  // namespace gptqd::pipeline

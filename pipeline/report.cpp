@@ -1,0 +1,58 @@
+#include "pipeline/report.hpp"
+
+#include <cmath>
+
+namespace gptqd::pipeline {
+
+void LayerTable::add(const io::BlockShard& shard) {
+  for (const auto& linear : shard.linears) {
+    nlohmann::json layer = linear.record;
+    layer["block"] = shard.block;
+    if (shard.run.contains("linear_seconds")) {
+      layer["seconds"] = shard.run.at("linear_seconds").value(linear.name, nlohmann::json());
+    }
+    layers_.push_back(std::move(layer));
+  }
+}
+
+std::optional<double> LayerTable::loss_ratio() const {
+  double sum = 0;
+  std::int64_t count = 0;
+  for (const auto& layer : layers_) {
+    const auto& loss = layer.at("loss");
+    const auto& rtn = layer.at("rtn_loss");
+    if (loss.is_number() && rtn.is_number() && loss.get<double>() > 0 && rtn.get<double>() > 0) {
+      sum += std::log(loss.get<double>() / rtn.get<double>());
+      ++count;
+    }
+  }
+  return count == 0 ? std::nullopt : std::optional(std::exp(sum / static_cast<double>(count)));
+}
+
+std::int64_t LayerTable::fallbacks() const { return static_cast<std::int64_t>(fallback_names().size()); }
+
+std::vector<std::string> LayerTable::fallback_names() const {
+  std::vector<std::string> names;
+  for (const auto& layer : layers_) {
+    if (layer.at("fallback").get<bool>()) {
+      names.push_back(layer.at("name"));
+    }
+  }
+  return names;
+}
+
+double model_flops(const BlockSpec& block, std::int64_t tokens) {
+  const auto t = static_cast<double>(tokens);
+  double flops = 0;
+  for (const Phase phase : phases) {
+    const auto n = static_cast<double>(block.input_width(phase));
+    flops += t * n * n + n * n * n / 3;
+    for (const auto& linear : block.group(phase)) {
+      const auto m = static_cast<double>(linear.rows);
+      flops += 2 * t * m * n + m * n * n;
+    }
+  }
+  return flops;
+}
+
+}  // namespace gptqd::pipeline
