@@ -14,6 +14,7 @@ if(GPTQD_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
   set(CMAKE_CXX_COMPILER_LAUNCHER "${GPTQD_CCACHE}")
 endif()
 
+configure_file(${CMAKE_CURRENT_LIST_DIR}/version.hpp.in ${PROJECT_BINARY_DIR}/generated/version.hpp @ONLY)
 add_library(gptqd_settings INTERFACE)
 target_include_directories(gptqd_settings INTERFACE "${PROJECT_SOURCE_DIR}" "${PROJECT_BINARY_DIR}/generated")
 # No contraction to fused multiply-add: our own loops give the same bits on every instruction set.

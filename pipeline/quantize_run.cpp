@@ -376,7 +376,9 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
   std::optional<io::TokenWindows> windows;
   if (needs_calibration(spec)) {
     windows = calibration_windows(world, source.model, config.model, config.calibration);
-    spec.dead_diagonal = static_cast<double>(windows->samples) / 2;
+    if (spec.reference) {
+      spec.dead_diagonal = static_cast<double>(windows->samples) / 2;  // 1 on the scale of 2/N XᵀX
+    }
   }
   const Plan plan = make_plan(source.model, {.ranks = world.size(),
                                              .stages = config.stages,

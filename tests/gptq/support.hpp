@@ -31,8 +31,10 @@ inline std::vector<float> activations(std::int64_t tokens, std::int64_t cols, un
   auto x = normal(tokens * cols, seed);
   for (std::int64_t t = 0; t < tokens; ++t) {
     float* const row = x.data() + t * cols;
+    float previous = 0;
     for (std::int64_t c = 0; c < cols; ++c) {
-      row[c] = (row[c] + (c > 0 ? 0.7f * row[c - 1] : 0.0f)) * (1.0f + 0.5f * static_cast<float>((c * 7) % 5));
+      previous = row[c] + 0.7f * previous;
+      row[c] = previous * (1.0f + 0.5f * static_cast<float>((c * 7) % 5));
     }
   }
   return x;

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# The whole test suite, as CI runs it: installs what is missing, builds everything with warnings as errors, fuzzes the
+# readers of untrusted files for a minute each, builds the CUDA program where nvcc is, and runs the tests. Ends with
+# ctest's summary; anything that fails gives an exit status other than 0.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+fuzz_seconds=60
+
+fuzz() { # TARGET, its seeds in tests/fuzz/seeds/TARGET
+  local corpus=build/fuzz/corpus/$1 log=build/fuzz/$1.log
+  mkdir -p "$corpus"
+  if ! (cd "$corpus/.." && UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 "$OLDPWD/build/fuzz/$1" -max_total_time=$fuzz_seconds -timeout=10 \
+    -print_final_stats=1 "$1" "$OLDPWD/tests/fuzz/seeds/$1") >"$log" 2>&1; then
+    tail -n 60 "$log" >&2
+    echo "$1: the fuzzer found an input that fails; it lies in build/fuzz/corpus" >&2
+    return 1
+  fi
+  grep -E '^Done|INITED' "$log"
+}
+
+say "packages"
+jobs/install_dependencies.sh clang libclang-rt-dev
+echo "all there"
+
+say "build, warnings are errors"
+build cpu -DGPTQD_WERROR=ON -DGPTQD_TESTS=ON all gptqd_benchmarks
+
+say "fuzzing, $fuzz_seconds s a target"
+if printf 'extern "C" int LLVMFuzzerTestOneInput(const unsigned char*, unsigned long) { return 0; }' |
+  clang++ -x c++ -fsanitize=fuzzer,address - -o build/has_fuzzer 2>/dev/null; then
+  build fuzz -DGPTQD_WERROR=ON safetensors_header
+  fuzz safetensors_header
+else
+  echo "skipped: no clang++ with libFuzzer here"
+fi
+
+say "CUDA"
+if command -v nvcc >/dev/null; then
+  build cuda -DGPTQD_WERROR=ON -DGPTQD_TESTS=OFF gptq-dist
+else
+  echo "skipped: no nvcc on PATH"
+fi
+
+say "tests"
+ctest --preset cpu --output-on-failure -j "$(nproc)"

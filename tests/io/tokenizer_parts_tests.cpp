@@ -1,0 +1,238 @@
+// The parts of the tokenizer, each for itself: UTF-8, splitting, merging, the byte alphabet.
+#include <gmock/gmock.h>
+
+#include <algorithm>
+#include <limits>
+#include <ostream>
+#include <random>
+
+#include "io/tokenizer/bpe.hpp"
+#include "io/tokenizer/byte_level.hpp"
+#include "io/tokenizer/split_regex.hpp"
+#include "io/tokenizer/utf8.hpp"
+#include "tests/io/file_support.hpp"
+
+namespace gptqd::io {
+namespace {
+
+using test::error_of;
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+struct Repair {
+  const char* name;
+  std::string text;
+  std::string expected;
+
+  friend void PrintTo(const Repair& repair, std::ostream* out) { *out << repair.name; }
+};
+class Utf8Repair : public testing::TestWithParam<Repair> {};
+
+TEST_P(Utf8Repair, ReplacesMaximalSubparts) {
+  EXPECT_EQ(replace_invalid_utf8(GetParam().text), GetParam().expected);
+  EXPECT_EQ(is_valid_utf8(GetParam().text), GetParam().text == GetParam().expected);
+}
+
+#define GPTQD_R "\xef\xbf\xbd"
+INSTANTIATE_TEST_SUITE_P(
+    , Utf8Repair,
+    testing::Values(
+        Repair{"Empty", "", ""}, Repair{"Ascii", "plain ASCII, longer than a word", "plain ASCII, longer than a word"},
+        Repair{"EveryLength", "\u00e9 \u4e2d \U0001f600 \ud7ff\ue000\U0010ffff",
+               "\u00e9 \u4e2d \U0001f600 \ud7ff\ue000\U0010ffff"},
+        Repair{"Nul", std::string("a\0b", 3), std::string("a\0b", 3)},
+        // Unicode 15, tables 3-8 to 3-11.
+        Repair{"Overlong", "\xc0\xaf\xe0\x80\xbf\xf0\x81\x82\x41",
+               GPTQD_R GPTQD_R GPTQD_R GPTQD_R GPTQD_R GPTQD_R GPTQD_R GPTQD_R "A"},
+        Repair{"Surrogates", "\xed\xa0\x80\xed\xbf\xbf\xed\xaf\x41",
+               GPTQD_R GPTQD_R GPTQD_R GPTQD_R GPTQD_R GPTQD_R GPTQD_R GPTQD_R "A"},
+        Repair{"TooLarge", "\xf4\x91\x92\x93\xff\x41\x80\xbf\x42",
+               GPTQD_R GPTQD_R GPTQD_R GPTQD_R GPTQD_R "A" GPTQD_R GPTQD_R "B"},
+        Repair{"Truncated", "\xe1\x80\xe2\xf0\x91\x92\xf1\xbf\x41", GPTQD_R GPTQD_R GPTQD_R GPTQD_R "A"},
+        Repair{"Mixed", "\x61\xf1\x80\x80\xe1\x80\xc2\x62\x80\x63\x80\xbf\x64",
+               "a" GPTQD_R GPTQD_R GPTQD_R "b" GPTQD_R "c" GPTQD_R GPTQD_R "d"},
+        Repair{"CutAtTheEnd", "cut \xf0\x9f\x98", "cut " GPTQD_R}, Repair{"Continuation", "\x80", GPTQD_R}));
+#undef GPTQD_R
+
+TEST(Utf8, WritesAndReadsEveryScalarValue) {
+  for (char32_t code_point = 0; code_point < 0x110000; ++code_point) {
+    if (code_point >= 0xd800 && code_point < 0xe000) {
+      continue;
+    }
+    std::string text;
+    append_utf8(text, code_point);
+
+    ASSERT_TRUE(is_valid_utf8(text)) << std::hex << static_cast<std::uint32_t>(code_point);
+    ASSERT_EQ(utf8_step(text, 0).length, text.size());
+    ASSERT_EQ(code_point_at(text, 0), code_point);
+  }
+}
+
+std::vector<std::string> pieces(const SplitRegex& regex, std::string_view text) {
+  std::vector<std::string> result;
+  regex.for_each_piece(text, [&](std::string_view piece) { result.emplace_back(piece); });
+  return result;
+}
+
+TEST(SplitRegex, GivesMatchesAndWhatLiesBetween) {
+  const SplitRegex regex("b+");
+
+  EXPECT_THAT(pieces(regex, "abbcb"), ElementsAre("a", "bb", "c", "b"));
+  EXPECT_THAT(pieces(regex, "xyz"), ElementsAre("xyz"));
+  EXPECT_THAT(pieces(regex, ""), ElementsAre());
+}
+
+TEST(SplitRegex, CutsNothingAtEmptyMatches) {
+  EXPECT_THAT(pieces(SplitRegex("b*"), "a\u00e9bbc"), ElementsAre("a\u00e9", "bb", "c"));
+  EXPECT_THAT(pieces(SplitRegex("(?=c)"), "abc\U0001f600"), ElementsAre("abc\U0001f600"));
+}
+
+TEST(SplitRegex, NamesTheFaultOfAPattern) {
+  const auto error = error_of([] { SplitRegex regex("a(b"); });
+
+  EXPECT_EQ(error.kind(), ErrorKind::input);
+  EXPECT_THAT(error.message(), HasSubstr("a(b: PCRE2 refuses it at byte 3"));
+}
+
+TEST(SplitRegex, MatchesWhatNeedsMoreThanTheCompiledCodesStack) {
+  const SplitRegex regex("(?:a|b)*c");
+  const std::string text(100'000, 'a');
+
+  EXPECT_THAT(pieces(regex, text + "c"), ElementsAre(text + "c"));
+}
+
+TEST(SplitRegex, GivesUpWithAMessage) {
+  const SplitRegex regex("(a|aa)+$");
+
+  const auto error = error_of([&] { pieces(regex, std::string(200, 'a') + "b"); });
+
+  EXPECT_EQ(error.kind(), ErrorKind::input);
+  EXPECT_THAT(error.message(), HasSubstr("PCRE2 gives up at byte 0"));
+}
+
+TEST(Gpt2Words, FollowUnicode16WhateverPcre2Knows) {
+  const SplitRegex regex(gpt2_word_pattern());
+
+  EXPECT_THAT(pieces(regex, "a\U0002ebf0b"), ElementsAre("a\U0002ebf0b"));               // a letter since 15.1
+  EXPECT_THAT(pieces(regex, "1\U00011f50 x"), ElementsAre("1\U00011f50", " x"));         // a number since 15
+  EXPECT_THAT(pieces(regex, "a\u180e b"), ElementsAre("a", "\u180e", " b"));             // no white space
+  EXPECT_THAT(pieces(regex, "a\u3000\u0085 b"), ElementsAre("a", "\u3000\u0085", " b"));  // white space
+}
+
+TEST(Gpt2Words, CutAsTheirPatternSays) {
+  const SplitRegex regex(gpt2_word_pattern());
+
+  EXPECT_THAT(pieces(regex, "I'll  go'S 3rd!?\n\n x "),
+              ElementsAre("I", "'ll", " ", " go", "'", "S", " 3", "rd", "!?", "\n\n", " x", " "));
+}
+
+TEST(ByteAlphabet, SpellsEveryByteOnce) {
+  for (unsigned byte = 0; byte < 256; ++byte) {
+    std::string token;
+    append_utf8(token, byte_level_character(static_cast<std::uint8_t>(byte)));
+
+    ASSERT_EQ(byte_level_bytes(token), std::string(1, static_cast<char>(static_cast<unsigned char>(byte))));
+  }
+}
+
+TEST(ByteAlphabet, IsGpt2s) {
+  EXPECT_EQ(byte_level_character(' '), U'\u0120');
+  EXPECT_EQ(byte_level_character('\n'), U'\u010a');
+  EXPECT_EQ(byte_level_character(0xad), U'\u0143');
+  EXPECT_EQ(byte_level_character(0x7f), U'\u0121');
+  EXPECT_EQ(byte_level_character('A'), U'A');
+  EXPECT_EQ(byte_level_bytes("a b"), std::nullopt);  // a blank is spelled differently
+  EXPECT_EQ(byte_level_bytes("\u4e2d"), std::nullopt);
+  EXPECT_EQ(byte_level_bytes("\u00ad"), std::nullopt);
+}
+
+TEST(VocabularyTest, RefusesWhatIsNotOneToOne) {
+  Vocabulary vocabulary;
+  vocabulary.add("a", 3);
+
+  EXPECT_THAT(error_of([&] { vocabulary.add("b", 3); }).message(), HasSubstr("\"a\" and \"b\" both have the id 3"));
+  EXPECT_THAT(error_of([&] { vocabulary.add("a", 4); }).message(), HasSubstr("\"a\" has two ids, 3 and 4"));
+  EXPECT_THAT(error_of([&] { vocabulary.add("c", -1); }).message(), HasSubstr("ids start at 0"));
+  EXPECT_EQ(vocabulary.id_bound(), 4);
+  EXPECT_EQ(vocabulary.size(), 1);
+}
+
+/// The definition: as long as a neighbouring pair has a merge, carry out the one of lowest rank, leftmost first.
+std::vector<std::int32_t> merged_naively(std::vector<std::int32_t> symbols, const std::vector<Merge>& merges) {
+  while (true) {
+    std::size_t best_rank = merges.size();
+    std::size_t best_position = 0;
+    for (std::size_t i = 0; i + 1 < symbols.size(); ++i) {
+      for (std::size_t rank = 0; rank < best_rank; ++rank) {
+        if (merges[rank].left == symbols[i] && merges[rank].right == symbols[i + 1]) {
+          best_rank = rank;
+          best_position = i;
+        }
+      }
+    }
+    if (best_rank == merges.size()) {
+      return symbols;
+    }
+    symbols[best_position] = merges[best_rank].result;
+    symbols.erase(symbols.begin() + static_cast<std::ptrdiff_t>(best_position) + 1);
+  }
+}
+
+TEST(MergeTable, GivesWhatTheDefinitionGives) {
+  std::mt19937 random(7);
+  for (int round = 0; round < 200; ++round) {
+    std::vector<Merge> merges;
+    for (std::int32_t result = 3; result < 3 + round % 17; ++result) {
+      const auto symbol = [&] { return static_cast<std::int32_t>(random() % static_cast<unsigned>(result)); };
+      merges.push_back({symbol(), symbol(), result});
+    }
+    // A pair has one merge; of several the last would count.
+    std::vector<Merge> distinct;
+    for (const auto& merge : merges) {
+      if (std::none_of(distinct.begin(), distinct.end(),
+                       [&](const Merge& other) { return other.left == merge.left && other.right == merge.right; })) {
+        distinct.push_back(merge);
+      }
+    }
+    std::shuffle(distinct.begin(), distinct.end(), random);
+    std::vector<std::int32_t> symbols(random() % 60);
+    for (auto& symbol : symbols) {
+      symbol = static_cast<std::int32_t>(random() % 3);
+    }
+    const auto expected = merged_naively(symbols, distinct);
+    MergeTable::Scratch scratch;
+
+    MergeTable(distinct).merge(symbols, scratch);
+
+    ASSERT_EQ(symbols, expected) << "round " << round;
+  }
+}
+
+TEST(MergeTable, LaterOfTwoMergesOfAPairCounts) {
+  std::vector<std::int32_t> symbols{0, 1};
+  MergeTable::Scratch scratch;
+
+  MergeTable({{0, 1, 5}, {0, 1, 6}}).merge(symbols, scratch);
+
+  EXPECT_THAT(symbols, ElementsAre(6));
+}
+
+TEST(MergeTable, LeavesShortAndUnknownAlone) {
+  MergeTable::Scratch scratch;
+  std::vector<std::int32_t> none;
+  std::vector<std::int32_t> one{4};
+  std::vector<std::int32_t> strange{std::numeric_limits<std::int32_t>::max(), 4, 0};
+  const MergeTable table(std::vector<Merge>{{0, 4, 5}});
+
+  table.merge(none, scratch);
+  table.merge(one, scratch);
+  table.merge(strange, scratch);
+  MergeTable().merge(strange, scratch);
+
+  EXPECT_THAT(none, ElementsAre());
+  EXPECT_THAT(one, ElementsAre(4));
+  EXPECT_THAT(strange, ElementsAre(std::numeric_limits<std::int32_t>::max(), 4, 0));
+}
+
+}  // namespace
+}  // namespace gptqd::io

@@ -1,0 +1,204 @@
+#include "pipeline/host_block.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <limits>
+
+#include "io/json_file.hpp"
+#include "pipeline/block_weights.hpp"
+#include "pipeline/family.hpp"
+#include "tests/pipeline/error_of.hpp"
+#include "tests/support/host_model.hpp"
+#include "tests/support/paths.hpp"
+
+namespace gptqd::pipeline {
+namespace {
+
+using gptqd::test::HostModel;
+using gptqd::test::source_path;
+using gptqd::test::TemporaryFolder;
+using test::error_of;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+const std::string folder_name = "tests/golden/models/opt-pre";
+
+struct Opened {
+  std::unique_ptr<io::CheckpointReader> tensors;
+  ModelSpec model;
+};
+
+Opened open(const std::filesystem::path& folder) {
+  Opened opened{.tensors = io::CheckpointReader::open(folder), .model = {}};
+  opened.model = describe_model(io::read_json(folder / "config.json"), *opened.tensors);
+  return opened;
+}
+
+const BlockTensor& find(const std::vector<BlockTensor>& tensors, const std::string& name) {
+  return *std::find_if(tensors.begin(), tensors.end(), [&](const auto& tensor) { return tensor.name == name; });
+}
+
+TEST(HostBlock, HoldsTheBlocksTensorsAsTheFilesDo) {
+  const auto source = open(source_path(folder_name));
+  auto model = HostModel::read(source_path(folder_name));
+  int ticks = 0;
+
+  const auto block = read_host_block(*source.tensors, source.model.blocks[1], {}, [&] { ++ticks; });
+
+  EXPECT_EQ(block.tensors.size(), 16u);  // 6 linears and 2 norms, each with weight and bias
+  EXPECT_EQ(ticks, 16);
+  std::int64_t end = 0;
+  for (const auto& tensor : block.tensors) {
+    EXPECT_EQ(tensor.offset % 256, 0);
+    EXPECT_GE(tensor.offset, end);
+    end = tensor.offset + tensor.bytes();
+    const auto& expected = model.at(tensor.name);
+    EXPECT_EQ(tensor.dtype, expected.dtype);
+    EXPECT_EQ(tensor.shape, expected.shape);
+    ASSERT_EQ(tensor.bytes(), std::ssize(expected.data));
+    EXPECT_EQ(std::memcmp(block.data.data() + tensor.offset, expected.data.data(), expected.data.size()), 0) << tensor.name;
+  }
+  EXPECT_EQ(std::ssize(block.data), end);
+}
+
+TEST(HostBlock, TheLayoutSurvivesItsTextForm) {
+  const auto source = open(source_path(folder_name));
+  const auto block = read_host_block(*source.tensors, source.model.blocks[0], {}, [] {});
+
+  const auto parsed = HostBlock::parse_layout(block.layout());
+
+  ASSERT_EQ(parsed.size(), block.tensors.size());
+  for (std::size_t i = 0; i < parsed.size(); ++i) {
+    EXPECT_EQ(parsed[i].name, block.tensors[i].name);
+    EXPECT_EQ(parsed[i].dtype, block.tensors[i].dtype);
+    EXPECT_EQ(parsed[i].shape, block.tensors[i].shape);
+    EXPECT_EQ(parsed[i].offset, block.tensors[i].offset);
+  }
+}
+
+struct Damage {
+  std::string tensor;
+  std::int64_t row;
+  std::int64_t column;
+  std::int64_t columns;
+  float value;
+};
+
+TEST(HostBlock, AWeightThatIsNotFiniteIsNamedWithRowAndColumn) {
+  constexpr float nan = std::numeric_limits<float>::quiet_NaN();
+  constexpr float infinity = std::numeric_limits<float>::infinity();
+  const std::vector<Damage> damages{{"model.decoder.layers.0.fc1.weight", 0, 0, 48, nan},
+                                    {"model.decoder.layers.0.fc1.weight", 111, 47, 48, infinity},
+                                    {"model.decoder.layers.0.fc2.weight", 40, 7, 112, -infinity},  // element 4487, beyond the first 4096
+                                    {"model.decoder.layers.0.fc2.bias", 0, 13, 48, nan},
+                                    {"model.decoder.layers.0.final_layer_norm.weight", 0, 47, 48, infinity}};
+  for (const auto dtype : {DType::f16, DType::bf16, DType::f32}) {
+    for (const auto& damage : damages) {
+      const TemporaryFolder folder;
+      auto model = HostModel::read(source_path(folder_name));
+      for (auto& tensor : model.tensors) {
+        tensor = to_dtype(tensor, dtype);
+      }
+      model.at(damage.tensor).set(damage.row * damage.columns + damage.column, damage.value);
+      model.write(folder.path());
+      const auto source = open(folder.path());
+
+      const Error error = error_of([&] { read_host_block(*source.tensors, source.model.blocks[0], {}, [] {}); });
+
+      EXPECT_EQ(error.kind(), ErrorKind::input);
+      EXPECT_THAT(error.message(), AllOf(HasSubstr(damage.tensor + " "), HasSubstr(fmt::format("row {}, column {};", damage.row, damage.column))));
+      EXPECT_NO_THROW(read_host_block(*source.tensors, source.model.blocks[1], {}, [] {}));
+    }
+  }
+}
+
+TEST(HostBlock, TheLargestFiniteNumbersPass) {
+  for (const auto& [dtype, largest] : {std::pair(DType::f16, 65504.0f), std::pair(DType::f32, std::numeric_limits<float>::max())}) {
+    gptqd::test::HostTensor tensor{.name = "w", .dtype = dtype, .shape = {1, 4}, .data = std::vector<std::byte>(static_cast<std::size_t>(4 * size_of(dtype)))};
+    tensor.set(2, largest);
+    tensor.set(3, -largest);
+    EXPECT_NO_THROW(require_finite("w", dtype, tensor.shape, tensor.data));
+  }
+}
+
+/// q = (row + 3·column) mod 16, zeros = group + 1, scales = (row + 1)·2^-(group + 4); reversed groups where shuffled.
+io::PackedLinear packed_fc1(const LinearSpec& spec, bool shuffled) {
+  constexpr std::int64_t group_size = 16;
+  io::PackedLinear linear;
+  linear.name = spec.module;
+  linear.bits = 4;
+  linear.group_size = group_size;
+  linear.sym = false;
+  linear.rows = spec.rows;
+  linear.cols = spec.cols;
+  std::vector<std::uint8_t> codes;
+  for (std::int64_t r = 0; r < spec.rows; ++r) {
+    for (std::int64_t c = 0; c < spec.cols; ++c) {
+      codes.push_back(static_cast<std::uint8_t>((r + 3 * c) % 16));
+    }
+  }
+  linear.qweight = io::pack_qweight({codes.data(), {spec.rows, spec.cols}}, 4);
+  for (std::int64_t g = 0; g < linear.groups(); ++g) {
+    for (std::int64_t r = 0; r < spec.rows; ++r) {
+      linear.scales.push_back(to_half(std::ldexp(static_cast<float>(r + 1), static_cast<int>(-g - 4))));
+      linear.zeros.push_back(static_cast<std::uint8_t>(g + 1));
+    }
+  }
+  for (std::int64_t c = 0; c < spec.cols; ++c) {
+    const auto from = shuffled ? spec.cols - 1 - c : c;
+    linear.g_idx.push_back(static_cast<std::int32_t>(from / group_size));
+  }
+  return linear;
+}
+
+TEST(HostBlock, APackedLinearTakesTheFloatWeightsPlaceAndBecomesItsDequantizedWeights) {
+  const auto source = open(source_path(folder_name));
+  const auto& spec = source.model.blocks[2];
+  for (const bool shuffled : {false, true}) {
+    const auto packed = packed_fc1(spec.mlp_in, shuffled);
+    const auto block = read_host_block(
+        *source.tensors, spec, [&](const std::string& module) { return module == packed.name ? std::optional(packed) : std::nullopt; }, [] {});
+    EXPECT_EQ(find(block.tensors, packed.name + ".packed").shape, (std::vector<std::int64_t>{112, 48 * 4 / 32}));
+    EXPECT_EQ(std::count_if(block.tensors.begin(), block.tensors.end(), [&](const auto& tensor) { return tensor.name == packed.name + ".weight"; }), 0);
+
+    const auto backend = make_cpu_backend({.threads = 2});
+    const auto stream = backend->create_stream();
+    Buffer raw = backend->allocate(std::ssize(block.data));
+    backend->copy_to_device(*stream, raw.data(), block.data.data(), raw.bytes());
+    const BlockWeights weights(*backend, *stream, spec, HostBlock::parse_layout(block.layout()), raw, DType::f16, 4);
+    stream->synchronize();
+
+    const auto& linear = weights.linear(spec.mlp_in);
+    const auto view = linear.weight_view().as<float>();
+    for (std::int64_t r = 0; r < spec.mlp_in.rows; ++r) {
+      for (std::int64_t c = 0; c < spec.mlp_in.cols; ++c) {
+        const auto group = (shuffled ? spec.mlp_in.cols - 1 - c : c) / 16;
+        const auto steps = static_cast<float>((r + 3 * c) % 16 - (group + 1));
+        // Exact: few bits, far from the ends of the range.
+        ASSERT_EQ(view(r, c), std::ldexp(static_cast<float>(r + 1), static_cast<int>(-group - 4)) * steps) << r << ", " << c;
+      }
+    }
+    EXPECT_TRUE(linear.bias_view().has_value());
+  }
+}
+
+TEST(HostBlock, APackedLinearOfAnotherShapeIsRefusedByName) {
+  const auto source = open(source_path(folder_name));
+  const auto& spec = source.model.blocks[0];
+  auto other = spec.mlp_in;
+  other.rows = 96;
+  const auto packed = packed_fc1(other, false);
+
+  const Error error = error_of([&] {
+    read_host_block(
+        *source.tensors, spec, [&](const std::string& module) { return module == packed.name ? std::optional(packed) : std::nullopt; }, [] {});
+  });
+
+  EXPECT_EQ(error.kind(), ErrorKind::input);
+  EXPECT_THAT(error.message(), AllOf(HasSubstr("layers.0.fc1"), HasSubstr("[96, 48]"), HasSubstr("[112, 48]")));
+}
+
+}  // namespace
+}  // namespace gptqd::pipeline
