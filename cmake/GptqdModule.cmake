@@ -27,7 +27,13 @@ function(gptqd_test name)
     endforeach()
   else()
     target_link_libraries(${name} PRIVATE GTest::gtest_main)
-    gtest_discover_tests(${name} TEST_PREFIX "${name}." DISCOVERY_TIMEOUT 60
-      PROPERTIES ENVIRONMENT "${GPTQD_TEST_ENVIRONMENT}" TIMEOUT 120 LABELS "${arg_LABELS}")
+    gtest_discover_tests(${name} TEST_PREFIX "${name}." DISCOVERY_TIMEOUT 60 PROPERTIES TIMEOUT 120)
+    # gtest_discover_tests flattens lists, so the environment and the labels follow in a file of their own.
+    set(properties "${CMAKE_CURRENT_BINARY_DIR}/${name}_properties.cmake")
+    file(WRITE "${properties}"
+      "foreach(test IN LISTS ${name}_TESTS)\n"
+      "  set_tests_properties(\"\${test}\" PROPERTIES ENVIRONMENT \"${GPTQD_TEST_ENVIRONMENT}\" LABELS \"${arg_LABELS}\")\n"
+      "endforeach()\n")
+    set_property(DIRECTORY APPEND PROPERTY TEST_INCLUDE_FILES "${properties}")
   endif()
 endfunction()

@@ -17,15 +17,12 @@ struct Named {
   std::string_view name;
 };
 
-constexpr std::array act_orders{Named{ActOrder::none, std::string_view("none")},
-                                Named{ActOrder::fixed, std::string_view("static")},
-                                Named{ActOrder::dynamic, std::string_view("dynamic")}};
-constexpr std::array methods{Named{Method::gptq, std::string_view("gptq")}, Named{Method::rtn, std::string_view("rtn")},
-                             Named{Method::obq, std::string_view("obq")}};
-constexpr std::array clips{Named{Clip::none, std::string_view("none")}, Named{Clip::mse, std::string_view("mse")},
-                           Named{Clip::hessian, std::string_view("hessian")}};
-constexpr std::array scale_formats{Named{ScaleFormat::f16, std::string_view("f16")},
-                                   Named{ScaleFormat::bf16_and_f16, std::string_view("bf16_and_f16")}};
+constexpr std::array<Named<ActOrder>, 3> act_orders{
+    {{ActOrder::none, "none"}, {ActOrder::fixed, "static"}, {ActOrder::dynamic, "dynamic"}}};
+constexpr std::array<Named<Method>, 3> methods{{{Method::gptq, "gptq"}, {Method::rtn, "rtn"}, {Method::obq, "obq"}}};
+constexpr std::array<Named<Clip>, 3> clips{{{Clip::none, "none"}, {Clip::mse, "mse"}, {Clip::hessian, "hessian"}}};
+constexpr std::array<Named<ScaleFormat>, 2> scale_formats{
+    {{ScaleFormat::f16, "f16"}, {ScaleFormat::bf16_and_f16, "bf16_and_f16"}}};
 
 template <class Enum, std::size_t N>
 std::string_view find_name(const std::array<Named<Enum>, N>& table, Enum value) {

@@ -146,16 +146,17 @@ void File::read_exactly(std::int64_t offset, std::span<std::byte> out) const {
   while (done < out.size()) {
     const std::size_t wanted = std::min(out.size() - done, largest_transfer);
     const auto got = retry([&] {
-      return ::pread(descriptor_.get(), out.data() + done, wanted, static_cast<off_t>(offset) + static_cast<off_t>(done));
+      return ::pread(descriptor_.get(), out.data() + done, wanted,
+                     static_cast<off_t>(offset) + static_cast<off_t>(done));
     });
     if (got < 0) {
       fail("read", path_);
     }
     if (got == 0) {
-      throw Error(ErrorKind::input,
-                  fmt::format("{}: ends after {} bytes, expected at least {}; it is truncated or changed while it was read: copy it again",
-                              path_.string(), offset + static_cast<std::int64_t>(done),
-                              offset + static_cast<std::int64_t>(out.size())));
+      throw Error(ErrorKind::input, fmt::format("{}: ends after {} bytes, expected at least {}; it is truncated or "
+                                                "changed while it was read: copy it again",
+                                                path_.string(), offset + static_cast<std::int64_t>(done),
+                                                offset + static_cast<std::int64_t>(out.size())));
     }
     done += static_cast<std::size_t>(got);
   }
@@ -231,7 +232,8 @@ AtomicFolder::AtomicFolder(const fs::path& out) : out_(resolved(out)), partial_(
   std::error_code code;
   const auto status = fs::status(out_, code);
   if (fs::exists(status) && !fs::is_directory(status)) {
-    throw Error(ErrorKind::usage, fmt::format("{} exists and is not a folder; choose another output folder", out_.string()));
+    throw Error(ErrorKind::usage,
+                fmt::format("{} exists and is not a folder; choose another output folder", out_.string()));
   }
   if (fs::is_directory(status) && !fs::is_empty(out_, code)) {
     throw Error(ErrorKind::usage,
@@ -257,7 +259,8 @@ AtomicFolder::~AtomicFolder() {
 void AtomicFolder::commit() {
   require(!committed_, "atomic folder: committed twice");
   std::error_code code;
-  for (auto entry = fs::recursive_directory_iterator(partial_, code); !code && entry != fs::end(entry); entry.increment(code)) {
+  for (auto entry = fs::recursive_directory_iterator(partial_, code); !code && entry != fs::end(entry);
+       entry.increment(code)) {
     if (entry->is_directory()) {
       sync_folder(entry->path());
     } else if (entry->is_regular_file()) {

@@ -47,14 +47,17 @@ class SafetensorsCheckpoint : public CheckpointReader {
     for (const auto& tensor : tensors_) {
       const auto [found, is_new] = by_name_.emplace(tensor.name, &tensor);
       if (!is_new) {
-        throw Error(ErrorKind::input, fmt::format("{}: tensor \"{}\" lies in both {} and {}; keep one of them", folder_.string(),
-                                                  tensor.name, file_name(*found->second), file_name(tensor)));
+        throw Error(ErrorKind::input,
+                    fmt::format("{}: tensor \"{}\" lies in both {} and {}; keep one of them", folder_.string(),
+                                tensor.name, file_name(*found->second), file_name(tensor)));
       }
     }
   }
 
   /// The name of the file that a tensor lies in.
-  const std::string& file_name(const TensorInfo& info) const { return file_names_[static_cast<std::size_t>(info.file_index)]; }
+  const std::string& file_name(const TensorInfo& info) const {
+    return file_names_[static_cast<std::size_t>(info.file_index)];
+  }
 
   const TensorInfo* find(std::string_view name) const override {
     const auto found = by_name_.find(name);
@@ -104,8 +107,9 @@ std::map<std::string, std::string> read_weight_map(const fs::path& index) {
     const auto file = get<std::string>(weight_map, tensor, where);
     const fs::path path(file);
     if (file.empty() || path.is_absolute() || std::find(path.begin(), path.end(), "..") != path.end()) {
-      throw Error(ErrorKind::input, fmt::format("{}: tensor \"{}\" would lie in \"{}\"; expected a file inside the folder", where,
-                                                tensor, file));
+      throw Error(
+          ErrorKind::input,
+          fmt::format("{}: tensor \"{}\" would lie in \"{}\"; expected a file inside the folder", where, tensor, file));
     }
     result.emplace(tensor, file);
   }
@@ -130,9 +134,10 @@ std::unique_ptr<CheckpointReader> open_sharded(const fs::path& folder) {
   for (const auto& [tensor, file] : weight_map) {
     const TensorInfo* info = reader->find(tensor);
     if (info == nullptr || reader->file_name(*info) != file) {
-      throw Error(ErrorKind::input,
-                  fmt::format("{}: tensor \"{}\" should lie in {}, but {}", (folder / index_name).string(), tensor, file,
-                              info == nullptr ? "no file has it" : fmt::format("lies in {}", reader->file_name(*info))));
+      throw Error(
+          ErrorKind::input,
+          fmt::format("{}: tensor \"{}\" should lie in {}, but {}", (folder / index_name).string(), tensor, file,
+                      info == nullptr ? "no file has it" : fmt::format("lies in {}", reader->file_name(*info))));
     }
   }
   return reader;
@@ -158,12 +163,16 @@ std::size_t edit_distance(std::string_view a, std::string_view b) {
 
 std::unique_ptr<CheckpointReader> CheckpointReader::open(const fs::path& folder) {
   if (!is_there(folder)) {
-    throw Error(ErrorKind::input, fmt::format("{}: no such folder, or no permission to look; give the folder that holds config.json and the weights",
-                                              folder.string()));
+    throw Error(
+        ErrorKind::input,
+        fmt::format(
+            "{}: no such folder, or no permission to look; give the folder that holds config.json and the weights",
+            folder.string()));
   }
   std::error_code ignored;
   if (!fs::is_directory(folder, ignored)) {
-    throw Error(ErrorKind::input, fmt::format("{}: expected a folder with config.json and the weights, got a file", folder.string()));
+    throw Error(ErrorKind::input,
+                fmt::format("{}: expected a folder with config.json and the weights, got a file", folder.string()));
   }
   if (is_there(folder / single_name)) {
     return std::make_unique<SafetensorsCheckpoint>(folder, std::vector<std::string>{single_name});
@@ -171,7 +180,8 @@ std::unique_ptr<CheckpointReader> CheckpointReader::open(const fs::path& folder)
   if (is_there(folder / index_name)) {
     return open_sharded(folder);
   }
-  throw Error(ErrorKind::input, fmt::format("{}: no weights; looked for {} and {}", folder.string(), single_name, index_name));
+  throw Error(ErrorKind::input,
+              fmt::format("{}: no weights; looked for {} and {}", folder.string(), single_name, index_name));
 }
 
 const TensorInfo& CheckpointReader::at(std::string_view name) const {
@@ -193,7 +203,8 @@ std::vector<std::string> closest_names(std::string_view wanted, const std::vecto
   constexpr std::size_t longest_compared = 256;
   std::vector<std::pair<std::size_t, std::string_view>> ranked;
   for (const auto& name : names) {
-    ranked.emplace_back(edit_distance(wanted.substr(0, longest_compared), std::string_view(name).substr(0, longest_compared)), name);
+    ranked.emplace_back(
+        edit_distance(wanted.substr(0, longest_compared), std::string_view(name).substr(0, longest_compared)), name);
   }
   const std::size_t count = std::min(most_names, ranked.size());
   std::partial_sort(ranked.begin(), ranked.begin() + static_cast<std::ptrdiff_t>(count), ranked.end());

@@ -25,7 +25,7 @@ struct TensorInfo {
 
 /// What a file of weights is recognised by in a run's fingerprint.
 struct FileIdentity {
-  std::string name;         ///< relative to the model folder
+  std::string name;  ///< relative to the model folder
   std::int64_t bytes = 0;
   std::string header_hash;  ///< XXH3-128 of the header: names, types, shapes, places
 

@@ -22,12 +22,14 @@ std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
 
 void check_counts(std::int64_t samples, std::int64_t seqlen) {
   if (samples <= 0 || seqlen <= 0) {
-    throw Error(ErrorKind::usage, fmt::format("asked for {} samples of {} tokens; both must be at least 1", samples, seqlen));
+    throw Error(ErrorKind::usage,
+                fmt::format("asked for {} samples of {} tokens; both must be at least 1", samples, seqlen));
   }
   if (seqlen > most_tokens / samples) {
-    throw Error(ErrorKind::usage, fmt::format("asked for {} samples of {} tokens, more than {} tokens in all; take fewer "
-                                              "or shorter ones",
-                                              samples, seqlen, most_tokens));
+    throw Error(ErrorKind::usage,
+                fmt::format("asked for {} samples of {} tokens, more than {} tokens in all; take fewer "
+                            "or shorter ones",
+                            samples, seqlen, most_tokens));
   }
 }
 
@@ -39,9 +41,8 @@ std::vector<std::int32_t> read_ids(const SafetensorsFile& file, const TensorInfo
   for (std::size_t i = 0; i < stored.size(); ++i) {
     if (stored[i] < 0 || stored[i] > std::numeric_limits<std::int32_t>::max()) {
       const auto place = static_cast<std::int64_t>(i);
-      throw Error(ErrorKind::input,
-                  fmt::format("{}: input_ids[{}, {}] is {}, which is no token id", file.path().string(), place / seqlen,
-                              place % seqlen, stored[i]));
+      throw Error(ErrorKind::input, fmt::format("{}: input_ids[{}, {}] is {}, which is no token id",
+                                                file.path().string(), place / seqlen, place % seqlen, stored[i]));
     }
   }
   if constexpr (std::is_same_v<Stored, std::int32_t>) {
@@ -75,20 +76,23 @@ TokenWindows read_token_file(const std::filesystem::path& path) {
         names += fmt::format("{}{}", names.empty() ? "" : ", ", other.name);
       }
     }
-    throw Error(ErrorKind::input, fmt::format("token file {}: has no tensor input_ids (I32 or I64 [samples, seqlen]); it has {}",
-                                              path.string(), names.empty() ? "none" : names));
+    throw Error(ErrorKind::input,
+                fmt::format("token file {}: has no tensor input_ids (I32 or I64 [samples, seqlen]); it has {}",
+                            path.string(), names.empty() ? "none" : names));
   }
   const bool is_i32 = tensor->dtype == DType::i32;
   const bool has_elements = tensor->shape.size() == 2 && tensor->shape[0] > 0 && tensor->shape[1] > 0;
   if (!has_elements || !(is_i32 || tensor->dtype == DType::i64)) {
-    throw Error(ErrorKind::input,
-                fmt::format("token file {}: input_ids is {} [{}], expected I32 or I64 [samples, seqlen], both at least 1{}",
-                            path.string(), name_of(tensor->dtype), fmt::join(tensor->shape, ", "),
-                            tensor->shape.size() == 1 ? "; cut the stream into samples and store them as rows" : ""));
+    throw Error(
+        ErrorKind::input,
+        fmt::format("token file {}: input_ids is {} [{}], expected I32 or I64 [samples, seqlen], both at least 1{}",
+                    path.string(), name_of(tensor->dtype), fmt::join(tensor->shape, ", "),
+                    tensor->shape.size() == 1 ? "; cut the stream into samples and store them as rows" : ""));
   }
   if (tensor->bytes / size_of(tensor->dtype) > most_tokens) {
-    throw Error(ErrorKind::input, fmt::format("token file {}: input_ids is [{}], more than {} tokens; store fewer samples",
-                                              path.string(), fmt::join(tensor->shape, ", "), most_tokens));
+    throw Error(ErrorKind::input,
+                fmt::format("token file {}: input_ids is [{}], more than {} tokens; store fewer samples", path.string(),
+                            fmt::join(tensor->shape, ", "), most_tokens));
   }
   return {.samples = tensor->shape[0],
           .seqlen = tensor->shape[1],
@@ -139,7 +143,8 @@ TokenWindows draw_windows(std::span<const std::int32_t> tokens, std::int64_t sam
 TokenWindows sequential_windows(std::span<const std::int32_t> tokens, std::int64_t seqlen, std::int64_t max_windows,
                                 std::string_view name) {
   if (seqlen <= 0 || max_windows < 0) {
-    throw Error(ErrorKind::usage, fmt::format("asked for at most {} windows (0: all) of {} tokens", max_windows, seqlen));
+    throw Error(ErrorKind::usage,
+                fmt::format("asked for at most {} windows (0: all) of {} tokens", max_windows, seqlen));
   }
   const auto count = static_cast<std::int64_t>(tokens.size());
   std::int64_t samples = count / seqlen;
@@ -158,9 +163,10 @@ TokenWindows sequential_windows(std::span<const std::int32_t> tokens, std::int64
 TokenWindows take(const TokenWindows& windows, std::int64_t samples, std::int64_t seqlen, std::string_view name) {
   check_counts(samples, seqlen);
   if (samples > windows.samples || seqlen > windows.seqlen) {
-    throw Error(ErrorKind::input, fmt::format("{} holds {} samples of {} tokens, asked for {} of {}; lower --samples or "
-                                              "--seqlen",
-                                              name, windows.samples, windows.seqlen, samples, seqlen));
+    throw Error(ErrorKind::input,
+                fmt::format("{} holds {} samples of {} tokens, asked for {} of {}; lower --samples or "
+                            "--seqlen",
+                            name, windows.samples, windows.seqlen, samples, seqlen));
   }
   TokenWindows result{.samples = samples, .seqlen = seqlen, .ids = {}};
   result.ids.reserve(index(samples * seqlen));
@@ -175,10 +181,11 @@ void check_vocabulary(const TokenWindows& windows, std::int64_t vocab, std::stri
   for (std::size_t i = 0; i < windows.ids.size(); ++i) {
     if (windows.ids[i] < 0 || windows.ids[i] >= vocab) {
       const auto place = static_cast<std::int64_t>(i);
-      throw Error(ErrorKind::input,
-                  fmt::format("{}: sample {}, position {} has the token id {}, but the model's vocabulary has {} ids (0 "
-                              "to {}); take tokens of this model's tokenizer",
-                              where, place / windows.seqlen, place % windows.seqlen, windows.ids[i], vocab, vocab - 1));
+      throw Error(
+          ErrorKind::input,
+          fmt::format("{}: sample {}, position {} has the token id {}, but the model's vocabulary has {} ids (0 "
+                      "to {}); take tokens of this model's tokenizer",
+                      where, place / windows.seqlen, place % windows.seqlen, windows.ids[i], vocab, vocab - 1));
     }
   }
 }

@@ -45,12 +45,11 @@ std::vector<std::int32_t> read_text_tokens(const Tokenizer& tokenizer, const std
 /// i = random.randint(0, T - seqlen - 1) and the window is tokens[i : i + seqlen]. T is the number of tokens.
 ///
 /// @param name  what the tokens come from, for the message
-/// @throws Error (input) if T <= seqlen; (usage) unless samples and seqlen are positive and all windows together have at
-///         most 2^31 tokens
+/// @throws Error (input) if T <= seqlen; (usage) unless samples, seqlen > 0 and their product is at most 2^31
 TokenWindows draw_windows(std::span<const std::int32_t> tokens, std::int64_t samples, std::int64_t seqlen,
                           std::uint64_t seed, std::string_view name = "the calibration text");
 
-/// Consecutive windows without overlap, floor(T / seqlen) of them; the rest is left out. The convention of perplexities.
+/// Consecutive windows without overlap, floor(T / seqlen) of them; the rest is left out. Perplexities use these.
 ///
 /// @param max_windows  at most so many, 0 for all
 /// @throws Error (input) if T < seqlen; (usage) if seqlen <= 0 or max_windows < 0

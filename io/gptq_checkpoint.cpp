@@ -27,9 +27,9 @@ constexpr std::int64_t chunk_bytes = std::int64_t{8} << 20;
 constexpr std::int64_t max_config_bytes = std::int64_t{16} << 20;
 
 // The files besides weights and configuration that engines and tokenizers look for.
-constexpr std::array companion_files{"generation_config.json",  "tokenizer.json",   "tokenizer_config.json", "vocab.json",
-                                     "merges.txt",              "tokenizer.model",  "special_tokens_map.json",
-                                     "added_tokens.json"};
+constexpr std::array companion_files{
+    "generation_config.json", "tokenizer.json",          "tokenizer_config.json", "vocab.json", "merges.txt",
+    "tokenizer.model",        "special_tokens_map.json", "added_tokens.json"};
 
 /// What the artifact's format needs to know of quantization_config.
 struct FormatSettings {
@@ -51,9 +51,11 @@ FormatSettings read_settings(const nlohmann::json& config, const std::string& wh
   settings.group_size = get_or<std::int64_t>(config, "group_size", -1, where);
   settings.sym = get_or<bool>(config, "sym", true, where);
   settings.desc_act = get_or<bool>(config, "desc_act", false, where);
-  const auto format = get_or<std::string>(config, "checkpoint_format", get_or<std::string>(config, "format", "gptq", where), where);
+  const auto format =
+      get_or<std::string>(config, "checkpoint_format", get_or<std::string>(config, "format", "gptq", where), where);
   if (format != "gptq" && format != "gptq_v2") {
-    throw Error(ErrorKind::input, fmt::format("{}: checkpoint_format is \"{}\"; known are \"gptq\" and \"gptq_v2\"", where, format));
+    throw Error(ErrorKind::input,
+                fmt::format("{}: checkpoint_format is \"{}\"; known are \"gptq\" and \"gptq_v2\"", where, format));
   }
   settings.zeros = format == "gptq" ? ZeroFormat::v1 : ZeroFormat::v2;
   // A shape that fits every width leaves the width as the only possible obstacle.
@@ -61,8 +63,8 @@ FormatSettings read_settings(const nlohmann::json& config, const std::string& wh
     throw Error(ErrorKind::input, fmt::format("{}: {}", where, *obstacle));
   }
   if (settings.group_size != -1 && settings.group_size <= 0) {
-    throw Error(ErrorKind::input, fmt::format("{}: group_size is {}, expected a positive number, or -1 for one group", where,
-                                              settings.group_size));
+    throw Error(ErrorKind::input, fmt::format("{}: group_size is {}, expected a positive number, or -1 for one group",
+                                              where, settings.group_size));
   }
   return settings;
 }
@@ -86,7 +88,7 @@ struct PlannedTensor {
 };
 
 struct Plan {
-  std::vector<PlannedTensor> tensors;                 ///< in the order of writing
+  std::vector<PlannedTensor> tensors;                    ///< in the order of writing
   std::vector<std::vector<TensorDeclaration>> files{1};  ///< the same outputs, cut into files
   std::int64_t tensor_bytes = 0;
 };
@@ -104,8 +106,9 @@ std::string common_prefix(const std::vector<std::string>& modules) {
   return std::string(prefix.substr(0, prefix.rfind('.') + 1));
 }
 
-/// 0: elements of 8 bytes; 1: whole words; 2, 3: bytes not divisible by 4, by 2. In this order every tensor of a file begins
-/// at a multiple of its element, which readers that view the bytes in place need. (Layers of the format are whole words.)
+/// 0: elements of 8 bytes; 1: whole words; 2, 3: bytes not divisible by 4, by 2. In this order every tensor of a file
+/// begins at a multiple of its element, which readers that view the bytes in place need. (Layers of the format are
+/// whole words.)
 int alignment_class(const TensorInfo& tensor) {
   if (size_of(tensor.dtype) == 8) {
     return 0;
@@ -113,14 +116,17 @@ int alignment_class(const TensorInfo& tensor) {
   return tensor.bytes % 4 == 0 ? 1 : tensor.bytes % 2 == 0 ? 2 : 3;
 }
 
-std::vector<TensorDeclaration> plan_layer(const TensorInfo& weight, const std::string& module, const FormatSettings& settings) {
+std::vector<TensorDeclaration> plan_layer(const TensorInfo& weight, const std::string& module,
+                                          const FormatSettings& settings) {
   if (weight.shape.size() != 2) {
-    throw Error(ErrorKind::input, fmt::format("{}: expected a matrix, got {} dimensions", weight.name, weight.shape.size()));
+    throw Error(ErrorKind::input,
+                fmt::format("{}: expected a matrix, got {} dimensions", weight.name, weight.shape.size()));
   }
   if (const auto obstacle = format_obstacle(weight.shape[0], weight.shape[1], settings.bits, settings.group_size)) {
-    throw Error(ErrorKind::input, fmt::format("{}: the GPTQ format cannot hold it: {}; leave this module unquantized or choose "
-                                              "another group size or width",
-                                              module, *obstacle));
+    throw Error(ErrorKind::input,
+                fmt::format("{}: the GPTQ format cannot hold it: {}; leave this module unquantized or choose "
+                            "another group size or width",
+                            module, *obstacle));
   }
   return quantized_tensors(module, weight.shape[0], weight.shape[1], settings);
 }
@@ -140,7 +146,8 @@ Plan make_plan(const ArtifactRequest& request, const FormatSettings& settings) {
     }
   }
   const auto block_of = [&](const std::string& name) {
-    const auto found = std::find_if(prefixes.begin(), prefixes.end(), [&](const auto& entry) { return name.starts_with(entry.first); });
+    const auto found = std::find_if(prefixes.begin(), prefixes.end(),
+                                    [&](const auto& entry) { return name.starts_with(entry.first); });
     return found == prefixes.end() ? std::int64_t{-1} : found->second;
   };
 
@@ -183,15 +190,18 @@ Plan make_plan(const ArtifactRequest& request, const FormatSettings& settings) {
 /// Writes the planned tensors file after file; a file is finished when the first tensor of the next one comes.
 class WeightFiles {
  public:
-  WeightFiles(const fs::path& folder, const Plan& plan, ArtifactSummary& summary, const std::function<void(std::string)>& progress)
+  WeightFiles(const fs::path& folder, const Plan& plan, ArtifactSummary& summary,
+              const std::function<void(std::string)>& progress)
       : folder_(folder), plan_(plan), summary_(summary), progress_(progress) {
     for (std::size_t i = 0; i < plan.files.size(); ++i) {
-      const std::string name = plan.files.size() == 1 ? "model.safetensors"
-                                                      : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, plan.files.size());
+      const std::string name = plan.files.size() == 1
+                                   ? "model.safetensors"
+                                   : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, plan.files.size());
       names_.push_back(name);
       for (const auto& tensor : plan.files[i]) {
         if (!file_of_.emplace(tensor.name, i).second) {
-          throw Error(ErrorKind::input, fmt::format("the source already has a tensor {}, which quantizing would make", tensor.name));
+          throw Error(ErrorKind::input,
+                      fmt::format("the source already has a tensor {}, which quantizing would make", tensor.name));
         }
       }
     }
@@ -260,8 +270,8 @@ class BlockContent {
     }
     const auto& expected = request.block_linears[static_cast<std::size_t>(block)];
     if (shard_.linears.size() != expected.size()) {
-      throw Error(ErrorKind::input,
-                  fmt::format("block {} has {} quantized modules, expected {}", block, shard_.linears.size(), expected.size()));
+      throw Error(ErrorKind::input, fmt::format("block {} has {} quantized modules, expected {}", block,
+                                                shard_.linears.size(), expected.size()));
     }
     for (const auto& linear : shard_.linears) {
       validate(linear);
@@ -276,18 +286,20 @@ class BlockContent {
     }
     const auto& shape = planned.source->shape;
     if (found->rows != shape[0] || found->cols != shape[1]) {
-      throw Error(ErrorKind::input, fmt::format("{}: quantized as [{}, {}], but the source's weight is [{}, {}]", found->name,
-                                                found->rows, found->cols, shape[0], shape[1]));
+      throw Error(ErrorKind::input, fmt::format("{}: quantized as [{}, {}], but the source's weight is [{}, {}]",
+                                                found->name, found->rows, found->cols, shape[0], shape[1]));
     }
     if (found->bits != settings_.bits || found->group_size != settings_.group_size || found->sym != settings_.sym) {
-      throw Error(ErrorKind::input,
-                  fmt::format("{}: has {} bits, group size {}, sym {}; quantization_config says {}, {}, {}", found->name, found->bits,
-                              found->group_size, found->sym, settings_.bits, settings_.group_size, settings_.sym));
+      throw Error(
+          ErrorKind::input,
+          fmt::format("{}: has {} bits, group size {}, sym {}; quantization_config says {}, {}, {}", found->name,
+                      found->bits, found->group_size, found->sym, settings_.bits, settings_.group_size, settings_.sym));
     }
     if (!settings_.desc_act && !is_trivial_g_idx(found->g_idx, found->group_size)) {
-      throw Error(ErrorKind::input, fmt::format("{}: its g_idx is reordered, but quantization_config says desc_act false: engines "
-                                                "would ignore it",
-                                                found->name));
+      throw Error(ErrorKind::input,
+                  fmt::format("{}: its g_idx is reordered, but quantization_config says desc_act false: engines "
+                              "would ignore it",
+                              found->name));
     }
     return *found;
   }
@@ -305,7 +317,8 @@ void append_layer(WeightFiles& files, const PackedLinear& layer, ZeroFormat form
   files.append(layer.name + ".g_idx", layer.g_idx);
 }
 
-void append_passing(WeightFiles& files, const CheckpointReader& source, const TensorInfo& tensor, std::vector<std::byte>& chunk) {
+void append_passing(WeightFiles& files, const CheckpointReader& source, const TensorInfo& tensor,
+                    std::vector<std::byte>& chunk) {
   for (std::int64_t offset = 0; offset < tensor.bytes;) {
     const auto part = std::span(chunk).first(static_cast<std::size_t>(std::min(chunk_bytes, tensor.bytes - offset)));
     source.read_range(tensor, offset, part);
@@ -314,8 +327,8 @@ void append_passing(WeightFiles& files, const CheckpointReader& source, const Te
   }
 }
 
-void write_weights(const ArtifactRequest& request, const FormatSettings& settings, const Plan& plan, const fs::path& folder,
-                   ArtifactSummary& summary) {
+void write_weights(const ArtifactRequest& request, const FormatSettings& settings, const Plan& plan,
+                   const fs::path& folder, ArtifactSummary& summary) {
   WeightFiles files(folder, plan, summary, request.progress);
   std::vector<std::byte> chunk(static_cast<std::size_t>(chunk_bytes));
   std::optional<BlockContent> content;
@@ -328,7 +341,8 @@ void write_weights(const ArtifactRequest& request, const FormatSettings& setting
     if (tensor.block != block) {
       content.reset();  // before the next block is read: one in memory at a time
       block = tensor.block;
-      with_context(fmt::format("reading block {} for the artifact", block), [&] { content.emplace(request, settings, block); });
+      with_context(fmt::format("reading block {} for the artifact", block),
+                   [&] { content.emplace(request, settings, block); });
       if (request.progress) {
         request.progress(fmt::format("block {} of {}", block + 1, request.block_linears.size()));
       }
@@ -347,7 +361,8 @@ void write_weights(const ArtifactRequest& request, const FormatSettings& setting
 
 void write_text(const fs::path& folder, const std::string& name, const std::string& text, ArtifactSummary& summary) {
   write_file_atomically(folder / name, text);
-  summary.files.push_back({.name = name, .bytes = std::ssize(text), .xxh3_128 = xxh3_128_hex(std::as_bytes(std::span(text)))});
+  summary.files.push_back(
+      {.name = name, .bytes = std::ssize(text), .xxh3_128 = xxh3_128_hex(std::as_bytes(std::span(text)))});
 }
 
 void copy_file(const fs::path& from, const fs::path& folder, ArtifactSummary& summary) {
@@ -370,11 +385,13 @@ void copy_file(const fs::path& from, const fs::path& folder, ArtifactSummary& su
 std::set<fs::path> companions(const fs::path& source_folder) {
   std::set<fs::path> result;
   std::error_code code;
-  for (auto entry = fs::directory_iterator(source_folder, code); !code && entry != fs::directory_iterator(); entry.increment(code)) {
+  for (auto entry = fs::directory_iterator(source_folder, code); !code && entry != fs::directory_iterator();
+       entry.increment(code)) {
     std::error_code ignored;
     const std::string name = entry->path().filename().string();
     const bool wanted = std::find(companion_files.begin(), companion_files.end(), name) != companion_files.end() ||
-                        name.starts_with("chat_template.") || name.starts_with("LICENSE") || entry->path().extension() == ".py";
+                        name.starts_with("chat_template.") || name.starts_with("LICENSE") ||
+                        entry->path().extension() == ".py";
     if (wanted && entry->is_regular_file(ignored)) {
       result.insert(entry->path());
     }
@@ -394,19 +411,24 @@ nlohmann::ordered_json read_source_config(const fs::path& source_folder) {
   }
   if (config.contains("quantization_config")) {
     throw Error(ErrorKind::input,
-                fmt::format("{}: the model is quantized already (it has a quantization_config); give the float model", path.string()));
+                fmt::format("{}: the model is quantized already (it has a quantization_config); give the float model",
+                            path.string()));
   }
   return config;
 }
 
 FormatSettings check_request(const ArtifactRequest& request) {
-  require(request.source != nullptr && request.read_block != nullptr, "artifact: the request lacks its source or read_block");
-  require(request.max_shard_bytes > 0, fmt::format("artifact: max_shard_bytes is {}, expected a positive number", request.max_shard_bytes));
+  require(request.source != nullptr && request.read_block != nullptr,
+          "artifact: the request lacks its source or read_block");
+  require(request.max_shard_bytes > 0,
+          fmt::format("artifact: max_shard_bytes is {}, expected a positive number", request.max_shard_bytes));
   const FormatSettings settings = read_settings(request.quantization_config, "quantization_config");
-  require((settings.zeros == ZeroFormat::v1) == request.v1, "artifact: quantization_config's checkpoint_format contradicts v1");
+  require((settings.zeros == ZeroFormat::v1) == request.v1,
+          "artifact: quantization_config's checkpoint_format contradicts v1");
   if (request.v1 && !settings.sym) {
-    throw Error(ErrorKind::usage, "the format \"gptq\" cannot hold asymmetric zeros safely (a zero of 0 wraps, and readers disagree); "
-                                  "choose \"gptq_v2\" or \"compressed-tensors\"");
+    throw Error(ErrorKind::usage,
+                "the format \"gptq\" cannot hold asymmetric zeros safely (a zero of 0 wraps, and readers disagree); "
+                "choose \"gptq_v2\" or \"compressed-tensors\"");
   }
   return settings;
 }
@@ -488,8 +510,9 @@ template <class T>
 std::vector<T> read_elements(const CheckpointReader& tensors, const TensorDeclaration& expected) {
   const TensorInfo& info = tensors.at(expected.name);
   if (info.dtype != expected.dtype || info.shape != expected.shape) {
-    throw Error(ErrorKind::input, fmt::format("{}: {} [{}], expected {} [{}]", info.name, name_of(info.dtype), fmt::join(info.shape, ", "),
-                                              name_of(expected.dtype), fmt::join(expected.shape, ", ")));
+    throw Error(ErrorKind::input,
+                fmt::format("{}: {} [{}], expected {} [{}]", info.name, name_of(info.dtype),
+                            fmt::join(info.shape, ", "), name_of(expected.dtype), fmt::join(expected.shape, ", ")));
   }
   std::vector<T> elements(static_cast<std::size_t>(info.bytes) / sizeof(T));
   tensors.read(info, std::as_writable_bytes(std::span(elements)));
@@ -501,8 +524,8 @@ std::vector<T> read_elements(const CheckpointReader& tensors, const TensorDeclar
 PackedLinear GptqArtifact::read_linear(const std::string& name) const {
   const TensorInfo& qweight = tensors_->at(name + ".qweight");
   if (qweight.shape.size() != 2 || qweight.dtype != DType::i32) {
-    throw Error(ErrorKind::input, fmt::format("{}: {} with {} dimensions, expected I32 with 2", qweight.name, name_of(qweight.dtype),
-                                              qweight.shape.size()));
+    throw Error(ErrorKind::input, fmt::format("{}: {} with {} dimensions, expected I32 with 2", qweight.name,
+                                              name_of(qweight.dtype), qweight.shape.size()));
   }
   PackedLinear linear;
   linear.name = name;
@@ -518,7 +541,8 @@ PackedLinear GptqArtifact::read_linear(const std::string& name) const {
       name, linear.rows, linear.cols,
       {.bits = bits_, .group_size = group_size_, .sym = sym_, .desc_act = desc_act_, .zeros = zero_format_});
   linear.qweight = read_elements<std::uint32_t>(*tensors_, expected[0]);
-  linear.zeros = unpack_qzeros(read_elements<std::uint32_t>(*tensors_, expected[1]), linear.groups(), linear.rows, bits_, zero_format_);
+  linear.zeros = unpack_qzeros(read_elements<std::uint32_t>(*tensors_, expected[1]), linear.groups(), linear.rows,
+                               bits_, zero_format_);
   linear.scales = read_elements<Half>(*tensors_, expected[2]);
   if (desc_act_ || tensors_->find(expected[3].name) != nullptr) {
     linear.g_idx = read_elements<std::int32_t>(*tensors_, expected[3]);

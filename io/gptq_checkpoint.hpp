@@ -21,7 +21,7 @@ struct ArtifactRequest {
   std::filesystem::path out;            ///< must not exist, or be an empty folder
   /// What config.json gains: quant_method, bits, group_size, desc_act, sym, checkpoint_format, ...
   nlohmann::json quantization_config;
-  bool v1 = true;                       ///< zeros stored as z − 1 ("gptq"); false: as z ("gptq_v2")
+  bool v1 = true;  ///< zeros stored as z − 1 ("gptq"); false: as z ("gptq_v2")
   /// Per block the quantized modules, named as in the source without ".weight".
   std::vector<std::vector<std::string>> block_linears;
   std::function<BlockShard(std::int64_t block)> read_block;
@@ -43,8 +43,8 @@ struct ArtifactSummary {
 /// Writes the artifact; it appears at `out` whole or not at all, and its bytes depend on the request's content alone.
 ///
 /// Every tensor of the source appears once: of a quantized module X the tensor X.weight becomes X.qweight, X.qzeros,
-/// X.scales, X.g_idx in its place; all others keep their bytes. The order is: tensors outside the blocks in the source's
-/// order, then block after block in the source's order, so one block is in memory at a time. (A block's own
+/// X.scales, X.g_idx in its place; all others keep their bytes. The order is: tensors outside the blocks in the
+/// source's order, then block after block in the source's order, so one block is in memory at a time. (A block's own
 /// tensors are those that share its modules' common prefix.) Exceptions keep every tensor aligned to its element, which
 /// readers need: 8-byte elements come first of all, tensors whose bytes are no multiple of 4 last.
 /// @throws Error (usage) when `out` exists or v1 is asked for asymmetric zeros; (input) when the source lacks a module,

@@ -26,9 +26,11 @@ std::string shortened(std::string text) {
 template <class Json>
 Json parse(std::string_view text, std::string_view where) {
   const auto check_depth = [where](int depth, typename Json::parse_event_t event, Json&) {
-    if (depth >= max_json_depth && (event == Json::parse_event_t::object_start || event == Json::parse_event_t::array_start)) {
-      throw Error(ErrorKind::input, fmt::format("{}: arrays and objects are nested more than {} deep; this is no file of a model",
-                                                where, max_json_depth));
+    if (depth >= max_json_depth &&
+        (event == Json::parse_event_t::object_start || event == Json::parse_event_t::array_start)) {
+      throw Error(ErrorKind::input,
+                  fmt::format("{}: arrays and objects are nested more than {} deep; this is no file of a model", where,
+                              max_json_depth));
     }
     return true;
   };
@@ -40,7 +42,8 @@ Json parse(std::string_view text, std::string_view where) {
     if (const auto end = reason.find("] "); reason.starts_with('[') && end != std::string::npos) {
       reason.erase(0, end + 2);
     }
-    throw Error(ErrorKind::input, fmt::format("{}: not valid JSON ({} bytes): {}", where, text.size(), shortened(reason)));
+    throw Error(ErrorKind::input,
+                fmt::format("{}: not valid JSON ({} bytes): {}", where, text.size(), shortened(reason)));
   }
 }
 
@@ -67,9 +70,10 @@ namespace detail {
 namespace {
 
 [[noreturn]] void fail(const nlohmann::json& value, const JsonPlace& place, const std::string& expected) {
-  throw Error(ErrorKind::input, fmt::format("{}: expected {}, got {} ({})", place.text(), expected,
-                                            shortened(value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)),
-                                            value.type_name()));
+  throw Error(
+      ErrorKind::input,
+      fmt::format("{}: expected {}, got {} ({})", place.text(), expected,
+                  shortened(value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)), value.type_name()));
 }
 
 }  // namespace
@@ -134,7 +138,8 @@ void expect_array(const nlohmann::json& value, const JsonPlace& place) {
 
 const nlohmann::json* find_member(const nlohmann::json& object, std::string_view key, std::string_view where) {
   if (!object.is_object()) {
-    throw Error(ErrorKind::input, fmt::format("{}: expected an object with the key \"{}\", got {}", where, key, object.type_name()));
+    throw Error(ErrorKind::input,
+                fmt::format("{}: expected an object with the key \"{}\", got {}", where, key, object.type_name()));
   }
   const auto found = object.find(key);
   return found == object.end() ? nullptr : &*found;

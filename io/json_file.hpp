@@ -61,7 +61,8 @@ T convert(const nlohmann::json& value, const JsonPlace& place) {
     result.reserve(value.size());
     std::int64_t index = 0;
     for (const auto& element : value) {
-      result.push_back(convert<typename T::value_type>(element, {.parent = &place, .where = {}, .key = {}, .index = index++}));
+      result.push_back(
+          convert<typename T::value_type>(element, {.parent = &place, .where = {}, .key = {}, .index = index++}));
     }
     return result;
   } else if constexpr (std::is_same_v<T, nlohmann::json>) {
@@ -74,7 +75,8 @@ T convert(const nlohmann::json& value, const JsonPlace& place) {
   } else if constexpr (std::is_floating_point_v<T>) {
     return static_cast<T>(json_number(value, place));
   } else {
-    static_assert(std::is_same_v<T, std::string>, "bool, integers, floating point, std::string, json and vectors of them");
+    static_assert(std::is_same_v<T, std::string>,
+                  "bool, integers, floating point, std::string, json and vectors of them");
     return json_string(value, place);
   }
 }

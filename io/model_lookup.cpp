@@ -116,8 +116,8 @@ std::string main_commit(const fs::path& repository) {
   std::string hash;
   file >> std::setw(longest + 1) >> hash;
   const bool plain = hash.size() <= std::size_t{longest} && std::all_of(hash.begin(), hash.end(), [](char c) {
-    return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
-  });
+                       return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
+                     });
   return plain ? hash : "";
 }
 
@@ -164,10 +164,11 @@ fs::path find_model(const std::string& name) {
       looked.push_back(snapshot.string());
     }
   }
-  throw Error(ErrorKind::input,
-              fmt::format("model {} was not found; looked for the folders\n  {}\nGive the folder's path, or download the "
-                          "model first (huggingface-cli download {})",
-                          name, fmt::join(looked, "\n  "), names.back()));
+  throw Error(
+      ErrorKind::input,
+      fmt::format("model {} was not found; looked for the folders\n  {}\nGive the folder's path, or download the "
+                  "model first (huggingface-cli download {})",
+                  name, fmt::join(looked, "\n  "), names.back()));
 }
 
 }  // namespace gptqd::io

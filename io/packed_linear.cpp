@@ -41,7 +41,8 @@ std::optional<std::string> format_obstacle(std::int64_t rows, std::int64_t cols,
     return fmt::format("{} input features are not a multiple of {}, as {}-bit words need", cols, multiple, bits);
   }
   if (rows % multiple != 0) {
-    return fmt::format("{} output features are not a multiple of {}, as {}-bit words of zeros need", rows, multiple, bits);
+    return fmt::format("{} output features are not a multiple of {}, as {}-bit words of zeros need", rows, multiple,
+                       bits);
   }
   if (group_size != -1 && group_size <= 0) {
     return fmt::format("group size {}; expected a positive number, or -1 for one group", group_size);
@@ -126,7 +127,8 @@ std::vector<std::uint32_t> pack_rows(ConstTensorView<std::uint8_t, 2> codes, int
 std::vector<std::uint8_t> unpack_rows(std::span<const std::uint32_t> words, std::int64_t rows, std::int64_t cols,
                                       int bits) {
   require_packable(cols, bits, "unpack_rows");
-  require(std::ssize(words) == rows * words_per_stream(cols, bits), "unpack_rows: the number of words does not fit the shape");
+  require(std::ssize(words) == rows * words_per_stream(cols, bits),
+          "unpack_rows: the number of words does not fit the shape");
   const std::uint32_t mask = (1u << bits) - 1;
   std::vector<std::uint8_t> codes(static_cast<std::size_t>(rows * cols));
   std::uint8_t* code = codes.data();

@@ -18,7 +18,7 @@ namespace gptqd::io {
 
 /// W[n, k] = scales[g, n] · (q[n, k] − zeros[g, n]) with g = g_idx[k]; N = rows = out_features, K = cols = in_features.
 struct PackedLinear {
-  std::string name;                    ///< as the tensor's name in the source, without ".weight"
+  std::string name;  ///< as the tensor's name in the source, without ".weight"
   int bits = 0;
   std::int64_t group_size = -1;        ///< -1: one group
   bool sym = true;                     ///< every zero is 2^(bits-1)

@@ -83,7 +83,8 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
     } else if (text == "data_offsets" && offsets_.empty()) {
       state_ = State::offsets;
     } else {
-      fail(fmt::format("unexpected or repeated key \"{}\"; a tensor has dtype, shape and data_offsets", shortened(text)));
+      fail(fmt::format("unexpected or repeated key \"{}\"; a tensor has dtype, shape and data_offsets",
+                       shortened(text)));
     }
     return true;
   }
@@ -134,8 +135,9 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
     }
     const auto dtype = dtype_from_name(text);
     if (!dtype) {
-      fail(fmt::format("unknown dtype \"{}\"; known are F64, F32, F16, BF16, I64, I32, I16, I8, U64, U32, U16, U8, BOOL",
-                       shortened(text)));
+      fail(
+          fmt::format("unknown dtype \"{}\"; known are F64, F32, F16, BF16, I64, I32, I16, I8, U64, U32, U16, U8, BOOL",
+                      shortened(text)));
     }
     tensor_.dtype = *dtype;
     has_dtype_ = true;
@@ -172,9 +174,10 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
   bool binary(nlohmann::json::binary_t&) override { fail("expected JSON, got binary data"); }
 
   bool parse_error(std::size_t position, const std::string&, const nlohmann::json::exception&) override {
-    throw Error(ErrorKind::input, fmt::format("{}: the header is not valid JSON at byte {} of {}; the file is damaged or no "
-                                              "safetensors file",
-                                              file_name_, position, header_bytes_));
+    throw Error(ErrorKind::input,
+                fmt::format("{}: the header is not valid JSON at byte {} of {}; the file is damaged or no "
+                            "safetensors file",
+                            file_name_, position, header_bytes_));
   }
 
   void set_header_bytes(std::size_t bytes) { header_bytes_ = bytes; }
@@ -250,24 +253,30 @@ void check_layout(const std::vector<TensorInfo>& tensors, std::int64_t data_byte
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     const TensorInfo& tensor = tensors[i];
     if (tensor.offset > end) {
-      throw Error(ErrorKind::input, fmt::format("{}: tensor \"{}\" begins at byte {} of the data, expected {}: the format allows no holes",
-                                                file_name, shortened(tensor.name), tensor.offset, end));
+      throw Error(
+          ErrorKind::input,
+          fmt::format("{}: tensor \"{}\" begins at byte {} of the data, expected {}: the format allows no holes",
+                      file_name, shortened(tensor.name), tensor.offset, end));
     }
     if (tensor.offset < end) {
-      throw Error(ErrorKind::input,
-                  fmt::format("{}: tensors \"{}\" and \"{}\" overlap: the second begins at byte {}, the first ends at {}",
-                              file_name, shortened(tensors[i - 1].name), shortened(tensor.name), tensor.offset, end));
+      throw Error(
+          ErrorKind::input,
+          fmt::format("{}: tensors \"{}\" and \"{}\" overlap: the second begins at byte {}, the first ends at {}",
+                      file_name, shortened(tensors[i - 1].name), shortened(tensor.name), tensor.offset, end));
     }
     end = tensor.offset + tensor.bytes;
     if (end > data_bytes) {
-      throw Error(ErrorKind::input,
-                  fmt::format("{}: tensor \"{}\" ends at byte {} of the data, but the file holds {}: it is truncated; copy it again",
-                              file_name, shortened(tensor.name), end, data_bytes));
+      throw Error(
+          ErrorKind::input,
+          fmt::format(
+              "{}: tensor \"{}\" ends at byte {} of the data, but the file holds {}: it is truncated; copy it again",
+              file_name, shortened(tensor.name), end, data_bytes));
     }
   }
   if (end != data_bytes) {
-    throw Error(ErrorKind::input, fmt::format("{}: the tensors end at byte {} of the data, but the file holds {}: it has bytes too many",
-                                              file_name, end, data_bytes));
+    throw Error(ErrorKind::input,
+                fmt::format("{}: the tensors end at byte {} of the data, but the file holds {}: it has bytes too many",
+                            file_name, end, data_bytes));
   }
 }
 
@@ -280,7 +289,8 @@ void check_layout(const std::vector<TensorInfo>& tensors, std::int64_t data_byte
                                             fmt::join(closest_names(name, names), ", ")));
 }
 
-std::string header_text(const std::vector<TensorDeclaration>& tensors, const std::map<std::string, std::string>& metadata) {
+std::string header_text(const std::vector<TensorDeclaration>& tensors,
+                        const std::map<std::string, std::string>& metadata) {
   nlohmann::ordered_json header = nlohmann::ordered_json::object();
   if (!metadata.empty()) {
     header["__metadata__"] = metadata;
@@ -329,21 +339,25 @@ std::int64_t safetensors_header_bytes(std::span<const std::byte, 8> prefix, std:
   std::uint64_t length = 0;
   std::memcpy(&length, prefix.data(), prefix.size());
   if (length > static_cast<std::uint64_t>(max_safetensors_header_bytes)) {
-    throw Error(ErrorKind::input, fmt::format("{}: the header would have {} bytes, more than the {} allowed; it is no safetensors file",
-                                              file_name, length, max_safetensors_header_bytes));
+    throw Error(ErrorKind::input,
+                fmt::format("{}: the header would have {} bytes, more than the {} allowed; it is no safetensors file",
+                            file_name, length, max_safetensors_header_bytes));
   }
   if (static_cast<std::int64_t>(length) > file_bytes - prefix_bytes) {
-    throw Error(ErrorKind::input,
-                fmt::format("{}: the header has {} bytes, but the file holds {} after its first 8: it is truncated; copy it again",
-                            file_name, length, file_bytes - prefix_bytes));
+    throw Error(
+        ErrorKind::input,
+        fmt::format(
+            "{}: the header has {} bytes, but the file holds {} after its first 8: it is truncated; copy it again",
+            file_name, length, file_bytes - prefix_bytes));
   }
   return static_cast<std::int64_t>(length);
 }
 
 SafetensorsHeader parse_safetensors_image(std::span<const std::byte> file, std::string_view file_name) {
   if (std::ssize(file) < prefix_bytes) {
-    throw Error(ErrorKind::input, fmt::format("{}: {} bytes, expected at least 8 (the header's length); it is no safetensors file",
-                                              file_name, file.size()));
+    throw Error(ErrorKind::input,
+                fmt::format("{}: {} bytes, expected at least 8 (the header's length); it is no safetensors file",
+                            file_name, file.size()));
   }
   const std::int64_t header_bytes = safetensors_header_bytes(file.first<8>(), std::ssize(file), file_name);
   return parse_safetensors_header(file.subspan(prefix_bytes, static_cast<std::size_t>(header_bytes)),
@@ -353,8 +367,9 @@ SafetensorsHeader parse_safetensors_image(std::span<const std::byte> file, std::
 SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : file_(path) {
   const std::string name = path.string();
   if (file_.size() < prefix_bytes) {
-    throw Error(ErrorKind::input, fmt::format("{}: {} bytes, expected at least 8 (the header's length); it is no safetensors file",
-                                              name, file_.size()));
+    throw Error(ErrorKind::input,
+                fmt::format("{}: {} bytes, expected at least 8 (the header's length); it is no safetensors file", name,
+                            file_.size()));
   }
   std::array<std::byte, 8> prefix{};
   file_.read_exactly(0, prefix);
@@ -420,7 +435,8 @@ void SafetensorsWriter::append(std::string_view name, std::span<const std::byte>
   if (data.empty()) {
     return;
   }
-  const std::string_view due = current_ < tensors_.size() ? std::string_view(tensors_[current_].name) : "the end of the file";
+  const std::string_view due =
+      current_ < tensors_.size() ? std::string_view(tensors_[current_].name) : "the end of the file";
   require(name == due, fmt::format("{}: got data of tensor \"{}\", expected {}", file_.path().string(), name, due));
   require(std::ssize(data) <= missing_bytes_, fmt::format("{}: tensor \"{}\": got {} bytes, expected {} more",
                                                           file_.path().string(), name, data.size(), missing_bytes_));

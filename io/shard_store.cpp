@@ -110,13 +110,15 @@ using Extents = std::vector<hsize_t>;
 
 void write_attribute(hid_t object, const char* name, std::int64_t value) {
   const Handle space(H5Screate(H5S_SCALAR), H5Sclose, "H5Screate");
-  const Handle attribute(H5Acreate2(object, name, H5T_STD_I64LE, space, H5P_DEFAULT, H5P_DEFAULT), H5Aclose, "H5Acreate");
+  const Handle attribute(H5Acreate2(object, name, H5T_STD_I64LE, space, H5P_DEFAULT, H5P_DEFAULT), H5Aclose,
+                         "H5Acreate");
   check(H5Awrite(attribute, H5T_NATIVE_INT64, &value), "H5Awrite");
 }
 
 void write_attribute(hid_t object, const char* name, const std::string& value) {
   require(value.size() <= max_attribute_bytes,
-          fmt::format("shard: attribute {} has {} bytes, more than the {} that HDF5 holds", name, value.size(), max_attribute_bytes));
+          fmt::format("shard: attribute {} has {} bytes, more than the {} that HDF5 holds", name, value.size(),
+                      max_attribute_bytes));
   const Handle space(H5Screate(H5S_SCALAR), H5Sclose, "H5Screate");
   const Handle type = string_type(value.size());
   const Handle attribute(H5Acreate2(object, name, type, space, H5P_DEFAULT, H5P_DEFAULT), H5Aclose, "H5Acreate");
@@ -126,22 +128,27 @@ void write_attribute(hid_t object, const char* name, const std::string& value) {
 
 template <class T>
 void write_dataset(hid_t group, const char* name, const std::vector<T>& data, const Extents& extents) {
-  const Handle space(H5Screate_simple(static_cast<int>(extents.size()), extents.data(), nullptr), H5Sclose, "H5Screate_simple");
+  const Handle space(H5Screate_simple(static_cast<int>(extents.size()), extents.data(), nullptr), H5Sclose,
+                     "H5Screate_simple");
   const Handle properties(H5Pcreate(H5P_DATASET_CREATE), H5Pclose, "H5Pcreate");
   check(H5Pset_layout(properties, H5D_CONTIGUOUS), "H5Pset_layout");
   check(H5Pset_obj_track_times(properties, false), "H5Pset_obj_track_times");
   check(H5Pset_fill_time(properties, H5D_FILL_TIME_NEVER), "H5Pset_fill_time");
   const Handle type = type_of(data.data());
-  const Handle dataset(H5Dcreate2(group, name, type, space, H5P_DEFAULT, properties, H5P_DEFAULT), H5Dclose, "H5Dcreate");
+  const Handle dataset(H5Dcreate2(group, name, type, space, H5P_DEFAULT, properties, H5P_DEFAULT), H5Dclose,
+                       "H5Dcreate");
   check(H5Dwrite(dataset, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, data.data()), "H5Dwrite");
 }
 
-Extents matrix(std::int64_t rows, std::int64_t cols) { return {static_cast<hsize_t>(rows), static_cast<hsize_t>(cols)}; }
+Extents matrix(std::int64_t rows, std::int64_t cols) {
+  return {static_cast<hsize_t>(rows), static_cast<hsize_t>(cols)};
+}
 
 void write_linear(hid_t file, const PackedLinear& linear, std::int64_t index) {
   const Handle properties(H5Pcreate(H5P_GROUP_CREATE), H5Pclose, "H5Pcreate");
   check(H5Pset_obj_track_times(properties, false), "H5Pset_obj_track_times");
-  const Handle group(H5Gcreate2(file, linear.name.c_str(), H5P_DEFAULT, properties, H5P_DEFAULT), H5Gclose, "H5Gcreate");
+  const Handle group(H5Gcreate2(file, linear.name.c_str(), H5P_DEFAULT, properties, H5P_DEFAULT), H5Gclose,
+                     "H5Gcreate");
   write_attribute(group, "index", index);
   write_attribute(group, "bits", linear.bits);
   write_attribute(group, "group_size", linear.group_size);
@@ -205,7 +212,9 @@ class ObjectReader {
     return value;
   }
 
-  nlohmann::json json(const char* name) const { return parse_json(text(name), fmt::format("{}: attribute {}", where_, name)); }
+  nlohmann::json json(const char* name) const {
+    return parse_json(text(name), fmt::format("{}: attribute {}", where_, name));
+  }
 
   template <class T>
   std::vector<T> dataset(const char* name, const Extents& extents) const {
@@ -225,7 +234,8 @@ class ObjectReader {
       check(H5Sget_simple_extent_dims(space, got.data(), nullptr), "H5Sget_simple_extent_dims");
     }
     if (got != extents) {
-      fail(fmt::format("dataset {} has the shape [{}], expected [{}]", name, fmt::join(got, ", "), fmt::join(extents, ", ")));
+      fail(fmt::format("dataset {} has the shape [{}], expected [{}]", name, fmt::join(got, ", "),
+                       fmt::join(extents, ", ")));
     }
     hsize_t count = 1;
     for (const auto extent : extents) {
@@ -233,7 +243,8 @@ class ObjectReader {
     }
     // Storage that is smaller than the shape says would come back as fill values.
     if (H5Dget_storage_size(dataset) != count * sizeof(T)) {
-      fail(fmt::format("dataset {} holds {} bytes, expected {}", name, H5Dget_storage_size(dataset), count * sizeof(T)));
+      fail(
+          fmt::format("dataset {} holds {} bytes, expected {}", name, H5Dget_storage_size(dataset), count * sizeof(T)));
     }
     std::vector<T> data(count);
     check(H5Dread(dataset, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, data.data()), "H5Dread");
@@ -325,8 +336,8 @@ BlockShard read_image(std::span<const std::byte> image, const std::string& name)
   const ObjectReader reader(file, name);
   const std::int64_t version = reader.integer("format_version");
   if (version != format_version) {
-    reader.fail(fmt::format("the shard's format version is {}, this program reads {}; use the version that wrote it", version,
-                            format_version));
+    reader.fail(fmt::format("the shard's format version is {}, this program reads {}; use the version that wrote it",
+                            version, format_version));
   }
   BlockShard shard;
   shard.fingerprint = reader.text("fingerprint");
@@ -350,7 +361,8 @@ void remove_if_there(const fs::path& path) {
   std::error_code code;
   fs::remove(path, code);
   if (code) {
-    throw Error(ErrorKind::io, fmt::format("cannot remove {}: {}; check the folder's permissions", path.string(), code.message()));
+    throw Error(ErrorKind::io,
+                fmt::format("cannot remove {}: {}; check the folder's permissions", path.string(), code.message()));
   }
 }
 
@@ -386,7 +398,9 @@ ShardStore::ShardStore(fs::path work_folder) : folder_(std::move(work_folder)) {
   }
 }
 
-fs::path ShardStore::shard_path(std::int64_t block) const { return folder_ / "shards" / fmt::format("block_{:05}.h5", block); }
+fs::path ShardStore::shard_path(std::int64_t block) const {
+  return folder_ / "shards" / fmt::format("block_{:05}.h5", block);
+}
 
 fs::path ShardStore::sidecar_path(std::int64_t block) const {
   return folder_ / "shards" / fmt::format("block_{:05}.json", block);
@@ -476,14 +490,16 @@ BlockShard ShardStore::read(std::int64_t block) const {
   const Sidecar sidecar = read_sidecar(sidecar_path(block));
   const auto image = read_file(shard_path(block), max_shard_file_bytes);
   if (const auto checksum = xxh3_128_hex(image); std::ssize(image) != sidecar.bytes || checksum != sidecar.xxh3_128) {
-    throw Error(ErrorKind::input, fmt::format("{}: {} bytes with the checksum {}, expected {} with {}; the shard is damaged: "
-                                              "remove it and run again",
-                                              name, image.size(), checksum, sidecar.bytes, sidecar.xxh3_128));
+    throw Error(ErrorKind::input,
+                fmt::format("{}: {} bytes with the checksum {}, expected {} with {}; the shard is damaged: "
+                            "remove it and run again",
+                            name, image.size(), checksum, sidecar.bytes, sidecar.xxh3_128));
   }
   BlockShard shard = from_image(image, name);
   if (shard.block != block) {
-    throw Error(ErrorKind::input, fmt::format("{}: holds block {}, expected {}; the file was renamed: remove it and run again",
-                                              name, shard.block, block));
+    throw Error(ErrorKind::input,
+                fmt::format("{}: holds block {}, expected {}; the file was renamed: remove it and run again", name,
+                            shard.block, block));
   }
   shard.run = sidecar.run;
   return shard;
@@ -493,7 +509,8 @@ void ShardStore::remove_stale_temporaries() const {
   for (const auto& folder : {folder_, folder_ / "shards"}) {
     std::error_code code;
     std::vector<fs::path> stale;
-    for (auto entry = fs::directory_iterator(folder, code); !code && entry != fs::directory_iterator(); entry.increment(code)) {
+    for (auto entry = fs::directory_iterator(folder, code); !code && entry != fs::directory_iterator();
+         entry.increment(code)) {
       const std::string name = entry->path().filename().string();
       const bool ours = name.starts_with("block_") || name.starts_with("manifest.json");
       if (ours && name.ends_with(".tmp")) {

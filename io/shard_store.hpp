@@ -23,7 +23,7 @@ struct BlockShard {
   std::string fingerprint;  ///< of the run that made it
   nlohmann::json spec;      ///< the settings it was made with
   std::vector<PackedLinear> linears;
-  nlohmann::json run;       ///< seconds, host, ...: in the sidecar alone, never in the HDF5 file
+  nlohmann::json run;  ///< seconds, host, ...: in the sidecar alone, never in the HDF5 file
 };
 
 /// The bytes of a shard's HDF5 file: they depend on the content alone (not on `run`, time or place). Thread-safe.
@@ -42,7 +42,7 @@ enum class ShardStatus {
 
 struct ShardState {
   ShardStatus status = ShardStatus::missing;
-  std::string reason;    ///< why it is not valid; empty where it is
+  std::string reason;  ///< why it is not valid; empty where it is
   std::int64_t bytes = 0;
   std::string xxh3_128;  ///< of a valid shard
 };

@@ -18,12 +18,13 @@ std::unique_ptr<Tokenizer> Tokenizer::open(const std::filesystem::path& folder) 
         found += fmt::format("{}{}", found.empty() ? "" : ", ", other);
       }
     }
-    throw Error(ErrorKind::input,
-                fmt::format("no tokenizer in {}: looked for tokenizer.json{}; copy the tokenizer.json of the model there "
-                            "(transformers writes one: AutoTokenizer.from_pretrained(...).save_pretrained(...)), or "
-                            "give a token file as the calibration data",
-                            folder.string(),
-                            found.empty() ? "" : fmt::format(" and found {}, which cannot be read yet", found)));
+    throw Error(
+        ErrorKind::input,
+        fmt::format("no tokenizer in {}: looked for tokenizer.json{}; copy the tokenizer.json of the model there "
+                    "(transformers writes one: AutoTokenizer.from_pretrained(...).save_pretrained(...)), or "
+                    "give a token file as the calibration data",
+                    folder.string(),
+                    found.empty() ? "" : fmt::format(" and found {}, which cannot be read yet", found)));
   }
   return tokenizer_from_json(read_json(path), path.string());
 }

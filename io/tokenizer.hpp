@@ -29,8 +29,8 @@ class Tokenizer {
   /// Token ids of `text`.
   ///
   /// Added tokens that stand in the text ("</s>") become their ids with either value of `special`. Bytes that are not
-  /// UTF-8 are read as U+FFFD, one for each maximal subpart (Unicode 3.9; what Python's errors="replace" does): the ids are
-  /// those of the text as Hugging Face would get to see it. U+0000 and line ends of any kind are kept as they are.
+  /// UTF-8 are read as U+FFFD, one for each maximal subpart (Unicode 3.9; what Python's errors="replace" does): the ids
+  /// are those of the text as Hugging Face would get to see it. U+0000 and line ends of any kind are kept as they are.
   /// @throws Error (input) for 2 GiB of text and more, and for a character that the vocabulary has no token for
   virtual std::vector<std::int32_t> encode(std::string_view text, SpecialTokens special) const = 0;
 

@@ -18,10 +18,10 @@ if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
   exit 0 # CMake names what is missing
 fi
 
+installed=$(dpkg-query -W -f '${Package} ${db:Status-Status}\n' "${packages[@]}" 2>/dev/null) || true
 missing=()
 for package in "${packages[@]}"; do
-  status=$(dpkg-query -W -f '${db:Status-Status} ' "$package" 2>/dev/null) || status=
-  [[ " $status" == *" installed "* ]] || missing+=("$package")
+  grep -qxF "$package installed" <<<"$installed" || missing+=("$package")
 done
 if ((${#missing[@]} == 0)); then
   exit 0

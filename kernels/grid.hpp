@@ -39,7 +39,7 @@ struct FindGridsArgs {
   ConstTensorView<std::int32_t, 1> member; ///< [n], its position inside the group (used with blocks)
   TensorView<float, 2> scales;            ///< [rows, groups], exactly representable in the stored form
   TensorView<std::uint8_t, 2> zeros;      ///< [rows, groups]
-  ConstTensorView<float, 3> blocks;       ///< [groups, size, size], only with Clip::hessian, else empty
+  ConstTensorView<float, 3> blocks{};      ///< [groups, size, size], only with Clip::hessian, else empty
 };
 void validate(const FindGridsArgs& args);
 

@@ -27,7 +27,7 @@ struct SolvePanelArgs {
   ConstTensorView<std::int32_t, 1> member;  ///< [n], position inside the group
   TensorView<float, 2> scales;              ///< [rows, groups]
   TensorView<std::uint8_t, 2> zeros;        ///< [rows, groups]
-  ConstTensorView<float, 3> blocks;         ///< as in FindGridsArgs, only for dynamic grids with Clip::hessian
+  ConstTensorView<float, 3> blocks{};        ///< as in FindGridsArgs, only for dynamic grids with Clip::hessian
   TensorView<double, 1> row_loss;           ///< [rows], added to
   std::int64_t row_tile = 64;               ///< rows of one tile: fixed, so that bits do not depend on how rows are split
 };

@@ -21,6 +21,8 @@ constexpr auto longest_period = 250ms;
 constexpr auto leaving_period = 1ms;
 /// What rank 0 gets to act on another rank's last words.
 constexpr auto hand_over_time = 2s;
+/// What rank 1 gets to act when rank 0 is silent.
+constexpr auto deputy_time = 500ms;
 /// Launchers forward stderr on their own time; what is in the pipe when the job is killed may be lost.
 constexpr auto flush_time = 100ms;
 constexpr auto give_up_time = 10s;
@@ -252,8 +254,10 @@ void Watchdog::run_hub() {
 }
 
 Watchdog::Clock::duration Watchdog::silence_allowed() const {
-  // Rank 0 judges first; of the others the lowest that is cut off, so that one message appears.
-  return stall_ + stall_ / 10 + std::min<Clock::duration>((comm_.rank() - 1) * period_, stall_ * 3 / 10);
+  // Rank 0 judges first; of the others the lowest that is cut off, so that one message appears: the next one leaves it
+  // the time to print and to have the launcher end the job.
+  const auto patience = comm_.rank() <= 1 ? Clock::duration::zero() : deputy_time + (comm_.rank() - 2) * period_;
+  return stall_ + stall_ / 10 + std::min<Clock::duration>(patience, stall_ * 3 / 10);
 }
 
 void Watchdog::run_spoke() {

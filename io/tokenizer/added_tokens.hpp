@@ -55,8 +55,8 @@ class AddedTokens {
     std::optional<Match> match_at(std::string_view text, std::size_t position) const;
 
     std::vector<AddedToken> tokens_;
-    std::array<bool, 256> starts_{};                               // whether a content begins with the byte
-    std::unordered_map<std::uint64_t, std::uint64_t> edges_;       // node << 8 | byte -> node
+    std::array<bool, 256> starts_{};                          // whether a content begins with the byte
+    std::unordered_map<std::uint64_t, std::uint64_t> edges_;  // node << 8 | byte -> node
     std::unordered_map<std::uint64_t, std::size_t> token_of_node_;
   };
 

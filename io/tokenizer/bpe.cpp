@@ -25,7 +25,8 @@ void Vocabulary::add(std::string token, std::int32_t id) {
     throw Error(ErrorKind::input, fmt::format("token \"{}\" has the id {}; ids start at 0", token, id));
   }
   if (const auto other = tokens_.find(id); other != tokens_.end()) {
-    throw Error(ErrorKind::input, fmt::format("tokens \"{}\" and \"{}\" both have the id {}", *other->second, token, id));
+    throw Error(ErrorKind::input,
+                fmt::format("tokens \"{}\" and \"{}\" both have the id {}", *other->second, token, id));
   }
   const auto [entry, is_new] = ids_.try_emplace(std::move(token), id);
   if (!is_new) {

@@ -47,8 +47,8 @@ std::optional<std::string> byte_level_bytes(std::string_view token) {
 }
 
 std::string gpt2_word_pattern() {
-  return fmt::format("'s|'t|'re|'ve|'m|'ll|'d| ?[{0}]+| ?[{1}]+| ?[^{2}{0}{1}]+|[{2}]+(?![^{2}])|[{2}]+", unicode_letters,
-                     unicode_numbers, unicode_spaces);
+  return fmt::format("'s|'t|'re|'ve|'m|'ll|'d| ?[{0}]+| ?[{1}]+| ?[^{2}{0}{1}]+|[{2}]+(?![^{2}])|[{2}]+",
+                     unicode_letters, unicode_numbers, unicode_spaces);
 }
 
 ByteLevelBpe::ByteLevelBpe(const Vocabulary& vocabulary, MergeTable merges, const BpeOptions& options)
@@ -100,10 +100,11 @@ void ByteLevelBpe::encode_uncached(std::string_view word, Scratch& scratch) cons
     if (id != no_token) {
       symbols.push_back(id);
     } else if (!options_.unknown) {
-      throw Error(ErrorKind::input,
-                  fmt::format("the text contains the byte 0x{:02X}, for which the tokenizer has no token and no unk_token; "
-                              "take the character out of the text",
-                              byte));
+      throw Error(
+          ErrorKind::input,
+          fmt::format("the text contains the byte 0x{:02X}, for which the tokenizer has no token and no unk_token; "
+                      "take the character out of the text",
+                      byte));
     } else if (!(after_unknown && options_.fuse_unknown)) {
       symbols.push_back(*options_.unknown);
     }

@@ -47,7 +47,7 @@ class ByteLevelBpe {
   ByteLevelBpe(const Vocabulary& vocabulary, MergeTable merges, const BpeOptions& options);
 
   /// Appends the ids of `word` to `ids`.
-  /// @throws Error (input) for a byte that has no token while there is no unknown token (Hugging Face drops it silently)
+  /// @throws Error (input) for a byte without a token while there is no unknown token (Hugging Face silently drops it)
   void encode(std::string_view word, Scratch& scratch, std::vector<std::int32_t>& ids) const;
 
  private:

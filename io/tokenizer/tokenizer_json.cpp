@@ -43,7 +43,8 @@ void check_members(const json& object, std::initializer_list<std::string_view> k
   }
   for (const auto& [key, value] : object.items()) {
     if (std::find(known.begin(), known.end(), key) == known.end()) {
-      fail_unsupported(where, fmt::format("{} has a setting \"{}\", which", part, key), fmt::to_string(fmt::join(known, ", ")));
+      fail_unsupported(where, fmt::format("{} has a setting \"{}\", which", part, key),
+                       fmt::to_string(fmt::join(known, ", ")));
     }
   }
 }
@@ -95,7 +96,8 @@ class ByteLevelTokenizer final : public Tokenizer {
       text = repaired;
     }
     if (text.size() >= static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max())) {
-      throw Error(ErrorKind::input, fmt::format("tokenizing a text of {} bytes: texts must be below 2 GiB; split it", text.size()));
+      throw Error(ErrorKind::input,
+                  fmt::format("tokenizing a text of {} bytes: texts must be below 2 GiB; split it", text.size()));
     }
     std::vector<std::int32_t> ids;
     ByteLevelBpe::Scratch scratch;
@@ -199,8 +201,8 @@ MergeTable read_merges(const json& model, const Vocabulary& vocabulary, std::str
       const auto id_of = [&, &left = left, &right = right](const std::string& token, std::string_view role) {
         const auto id = vocabulary.find(token);
         if (!id) {
-          fail(where, fmt::format("model.merges[{}] joins \"{}\" and \"{}\": the {} \"{}\" is not in model.vocab", index,
-                                  left, right, role, token));
+          fail(where, fmt::format("model.merges[{}] joins \"{}\" and \"{}\": the {} \"{}\" is not in model.vocab",
+                                  index, left, right, role, token));
         }
         return *id;
       };

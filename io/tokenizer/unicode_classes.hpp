@@ -1,8 +1,8 @@
 #pragma once
 /// @file Unicode properties as members of a PCRE2 character class: fmt::format("[{}]+", unicode_letters).
 ///
-/// Hugging Face tokenizers cuts texts by the tables of Unicode 16; PCRE2's depend on its version (Unicode 14 in 10.42). The
-/// ranges are what Unicode 15 and 16 have added, so that PCRE2 cuts alike from 10.42 on.
+/// Hugging Face tokenizers cuts texts by the tables of Unicode 16; PCRE2's depend on its version (Unicode 14 in 10.42).
+/// The ranges are what Unicode 15 and 16 have added, so that PCRE2 cuts alike from 10.42 on.
 #include <string_view>
 
 namespace gptqd::io {

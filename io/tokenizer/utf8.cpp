@@ -125,10 +125,9 @@ void append_utf8(std::string& text, char32_t code_point) {
 }
 
 bool is_white_space(char32_t code_point) {
-  return (code_point >= 0x09 && code_point <= 0x0d) || code_point == 0x20 || code_point == 0x85 ||
-         code_point == 0xa0 || code_point == 0x1680 || (code_point >= 0x2000 && code_point <= 0x200a) ||
-         code_point == 0x2028 || code_point == 0x2029 || code_point == 0x202f || code_point == 0x205f ||
-         code_point == 0x3000;
+  return (code_point >= 0x09 && code_point <= 0x0d) || code_point == 0x20 || code_point == 0x85 || code_point == 0xa0 ||
+         code_point == 0x1680 || (code_point >= 0x2000 && code_point <= 0x200a) || code_point == 0x2028 ||
+         code_point == 0x2029 || code_point == 0x202f || code_point == 0x205f || code_point == 0x3000;
 }
 
 }  // namespace gptqd::io

@@ -16,8 +16,8 @@ struct Utf8Step {
 /// @pre position < text.size()
 Utf8Step utf8_step(std::string_view text, std::size_t position);
 
-/// `text` with each maximal subpart of an ill-formed sequence replaced by U+FFFD (Unicode 15, section 3.9, "Substitution
-/// of maximal subparts"; so do Rust's from_utf8_lossy and Python's errors="replace").
+/// `text` with each maximal subpart of an ill-formed sequence replaced by U+FFFD (Unicode 15, section 3.9,
+/// "Substitution of maximal subparts"; so do Rust's from_utf8_lossy and Python's errors="replace").
 std::string replace_invalid_utf8(std::string_view text);
 
 /// Whether `text` needs no replacement.

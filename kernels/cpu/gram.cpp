@@ -10,8 +10,8 @@ namespace gptqd {
 
 namespace {
 
-constexpr std::int64_t gram_tile = 256;      // rows and columns of H
-constexpr std::int64_t token_chunk = 2048;   // terms of one GEMM
+constexpr std::int64_t largest_tile = 384;  // rows and columns of H: GEMMs of this size run near the peak
+constexpr std::int64_t token_chunk = 2048;  // terms of one GEMM
 constexpr std::int64_t columns_of_a_tile = 256;
 
 template <class T>
@@ -42,20 +42,32 @@ struct Tile {
   std::int64_t cols;
 };
 
-/// Tiles that cover the lower part of a panel [m, w]: the square of its first w rows and what lies below start tiles of
-/// their own, so that tiles on the diagonal are square.
+/// [begin, end) in as few pieces as largest_tile allows, of nearly equal size: small rests would run slowly.
+std::vector<std::int64_t> piece_begins(std::int64_t begin, std::int64_t end) {
+  constexpr std::int64_t multiple = 16;
+  std::vector<std::int64_t> begins;
+  if (const auto count = cpu::tile_count(end - begin, largest_tile); count > 0) {
+    const auto size = cpu::tile_count(cpu::tile_count(end - begin, count), multiple) * multiple;
+    for (auto piece = begin; piece < end; piece += size) {
+      begins.push_back(piece);
+    }
+  }
+  begins.push_back(end);
+  return begins;
+}
+
+/// Tiles that cover the lower part of a panel [m, w]. Its first w rows are cut like its columns, so that tiles on the
+/// diagonal are square.
 std::vector<Tile> lower_tiles(std::int64_t m, std::int64_t w) {
   std::vector<Tile> tiles;
-  const auto add_rows = [&](std::int64_t begin, std::int64_t end) {
-    for (auto row = begin; row < end; row += gram_tile) {
-      const auto rows = std::min(gram_tile, end - row);
-      for (std::int64_t col = 0; col < w && col < row + rows; col += gram_tile) {
-        tiles.push_back({row, rows, col, std::min(gram_tile, w - col)});
+  const auto cols = piece_begins(0, w);
+  for (const auto& rows : {cols, piece_begins(w, m)}) {
+    for (std::size_t i = 0; i + 1 < rows.size(); ++i) {
+      for (std::size_t j = 0; j + 1 < cols.size() && cols[j] <= rows[i]; ++j) {
+        tiles.push_back({rows[i], rows[i + 1] - rows[i], cols[j], cols[j + 1] - cols[j]});
       }
     }
-  };
-  add_rows(0, w);
-  add_rows(w, m);
+  }
   return tiles;
 }
 

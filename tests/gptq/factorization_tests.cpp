@@ -4,8 +4,8 @@
 #include "gptq/factorization.hpp"
 #include "gptq/hessian.hpp"
 #include "gptq/obq_inverse.hpp"
-#include "tests/gptq/naive_gptq.hpp"
 #include "tests/gptq/support.hpp"
+#include "tests/reference/factor.hpp"
 
 namespace gptqd::gptq {
 namespace {
@@ -168,7 +168,7 @@ TEST(FactorizeTest, TheLadderEndsAtOne) {
   EXPECT_EQ(result.damping, 1);
 }
 
-TEST(InvertHessianTest, AgreesWithGaussJordan) {
+TEST(InvertHessianTest, AgreesWithTheReference) {
   constexpr std::int64_t n = 19;
   Problem problem(n, 8, test::gram(test::activations(60, n, 5), n));
   const auto damped = damp(problem.diagonal, 0.01, f64_spec());
@@ -176,16 +176,18 @@ TEST(InvertHessianTest, AgreesWithGaussJordan) {
   const auto inverse = invert_hessian(problem.local.team(), problem.panels, damped.values, "layer");
 
   const auto got = test::download<double>(problem.local.team(), inverse, n * n);
-  test::Matrix expected(n, std::vector<double>(n));
-  for (std::size_t r = 0; r < n; ++r) {
-    for (std::size_t c = 0; c < n; ++c) {
-      expected[r][c] = r == c ? damped.values[r] : problem.h[(n - 1 - r) * n + n - 1 - c];
+  reference::Matrix<double> damped_hessian(n, n);
+  for (std::int64_t r = 0; r < n; ++r) {
+    for (std::int64_t c = 0; c < n; ++c) {
+      damped_hessian(r, c) = r == c ? damped.values[static_cast<std::size_t>(r)]
+                                    : problem.h[static_cast<std::size_t>((n - 1 - r) * n + n - 1 - c)];
     }
   }
-  expected = test::naive_inverse(expected);
-  for (std::size_t r = 0; r < n; ++r) {
-    for (std::size_t c = 0; c < n; ++c) {
-      EXPECT_NEAR(got[r * n + c], expected[r][c], 1e-9 * std::sqrt(expected[r][r] * expected[c][c])) << r << ", " << c;
+  const auto expected = reference::inverse(damped_hessian);
+  for (std::int64_t r = 0; r < n; ++r) {
+    for (std::int64_t c = 0; c < n; ++c) {
+      EXPECT_NEAR(got[static_cast<std::size_t>(r * n + c)], expected(r, c), 1e-9 * std::sqrt(expected(r, r) * expected(c, c)))
+          << r << ", " << c;
     }
   }
 }

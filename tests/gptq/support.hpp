@@ -1,6 +1,6 @@
 #pragma once
-/// @file Random layers, unpacked results, and GPTQ as the paper writes it.
-#include <cmath>
+/// @file Random layers and unpacked results.
+#include <algorithm>
 #include <cstdint>
 #include <random>
 #include <span>
@@ -9,6 +9,7 @@
 
 #include "gptq/quantize_group.hpp"
 #include "tests/gptq/local_team.hpp"
+#include "tests/reference/matrix.hpp"
 
 namespace gptqd::gptq::test {
 
@@ -52,6 +53,14 @@ inline std::vector<double> gram(std::span<const float> x, std::int64_t cols) {
     }
   }
   return h;
+}
+
+/// Row-major values as the reference implementations take them.
+template <class To, class From>
+reference::Matrix<To> matrix(const std::vector<From>& values, std::int64_t cols) {
+  reference::Matrix<To> result(std::ssize(values) / cols, cols);
+  std::copy(values.begin(), values.end(), result.data.begin());
+  return result;
 }
 
 /// The host's copy of a QuantizedLinear.

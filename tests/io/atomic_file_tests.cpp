@@ -90,8 +90,8 @@ TEST(WriteFileAtomically, FailureNamesPathOperationAndCauseAndKeepsTheOldFile) {
   });
 
   EXPECT_EQ(error.kind(), ErrorKind::io);
-  EXPECT_THAT(error.message(), AllOf(HasSubstr("cannot write"), HasSubstr((folder / "a.tmp").string()), HasSubstr("File too large"),
-                                     HasSubstr("ulimit")));
+  EXPECT_THAT(error.message(), AllOf(HasSubstr("cannot write"), HasSubstr((folder / "a.tmp").string()),
+                                     HasSubstr("File too large"), HasSubstr("ulimit")));
   EXPECT_EQ(read_text(folder / "a"), "old");
   EXPECT_EQ(names_in(folder.path()), std::vector<std::string>{"a"});
 }
@@ -215,7 +215,8 @@ TEST(File, TruncatedFileNamesExpectedAndActualSize) {
   const Error error = error_of([&] { file.read_exactly(1, std::as_writable_bytes(std::span(text))); });
 
   EXPECT_EQ(error.kind(), ErrorKind::input);
-  EXPECT_THAT(error.message(), AllOf(HasSubstr((folder / "a").string()), HasSubstr("ends after 6 bytes"), HasSubstr("at least 9")));
+  EXPECT_THAT(error.message(),
+              AllOf(HasSubstr((folder / "a").string()), HasSubstr("ends after 6 bytes"), HasSubstr("at least 9")));
 }
 
 TEST(File, RefusesWhatIsNoRegularFileWithoutWaiting) {
@@ -238,7 +239,8 @@ TEST(ReadFile, RefusesMoreThanTheLimit) {
   write_text(folder / "a", "12345");
 
   EXPECT_EQ(read_file(folder / "a", 5).size(), 5u);
-  EXPECT_THAT(error_of([&] { read_file(folder / "a", 4); }).message(), AllOf(HasSubstr("5 bytes"), HasSubstr("more than the 4")));
+  EXPECT_THAT(error_of([&] { read_file(folder / "a", 4); }).message(),
+              AllOf(HasSubstr("5 bytes"), HasSubstr("more than the 4")));
 }
 
 TEST(Checksum, KnownValuesOfXxh3) {

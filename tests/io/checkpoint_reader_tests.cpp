@@ -35,7 +35,8 @@ void write_shard(const fs::path& path, const std::vector<std::string>& names) {
 }
 
 void write_index(const fs::path& folder, const std::string& weight_map) {
-  write_text(folder / "model.safetensors.index.json", R"({"metadata":{"total_size":1},"weight_map":)" + weight_map + "}");
+  write_text(folder / "model.safetensors.index.json",
+             R"({"metadata":{"total_size":1},"weight_map":)" + weight_map + "}");
 }
 
 Error refusal(const fs::path& folder) {
@@ -61,7 +62,8 @@ TEST(CheckpointReader, ReadsASingleFile) {
   EXPECT_EQ(reader->names().front(), "model.decoder.embed_positions.weight");
   ASSERT_EQ(reader->files().size(), 1u);
   EXPECT_EQ(reader->files()[0].name, "model.safetensors");
-  EXPECT_EQ(reader->files()[0].bytes, static_cast<std::int64_t>(fs::file_size(source_path("tests/golden/models/opt-pre/model.safetensors"))));
+  EXPECT_EQ(reader->files()[0].bytes,
+            static_cast<std::int64_t>(fs::file_size(source_path("tests/golden/models/opt-pre/model.safetensors"))));
   EXPECT_EQ(reader->files()[0].header_hash.size(), 32u);
 }
 
@@ -121,7 +123,8 @@ TEST(CheckpointReader, UnknownTensorComesWithTheClosestNames) {
   const Error error = error_of([&] { reader->at("decoder.layers.1.fc1.weight"); });
 
   EXPECT_EQ(error.kind(), ErrorKind::input);
-  EXPECT_THAT(error.message(), AllOf(HasSubstr("opt-pre: no tensor \"decoder.layers.1.fc1.weight\""), HasSubstr("model.decoder.layers.1.fc1.weight")));
+  EXPECT_THAT(error.message(), AllOf(HasSubstr("opt-pre: no tensor \"decoder.layers.1.fc1.weight\""),
+                                     HasSubstr("model.decoder.layers.1.fc1.weight")));
 }
 
 TEST(CheckpointReader, RefusesFoldersWithoutWeights) {
@@ -130,8 +133,9 @@ TEST(CheckpointReader, RefusesFoldersWithoutWeights) {
 
   EXPECT_THAT(refusal(folder / "none").message(), HasSubstr("no such folder"));
   EXPECT_THAT(refusal(folder / "file").message(), HasSubstr("expected a folder"));
-  EXPECT_THAT(refusal(folder.path()).message(), AllOf(HasSubstr("no weights; looked for"), HasSubstr("model.safetensors "),
-                                                      HasSubstr("model.safetensors.index.json")));
+  EXPECT_THAT(refusal(folder.path()).message(),
+              AllOf(HasSubstr("no weights; looked for"), HasSubstr("model.safetensors "),
+                    HasSubstr("model.safetensors.index.json")));
 }
 
 TEST(CheckpointReader, RefusesATruncatedFile) {
@@ -164,17 +168,23 @@ TEST_P(IndexRefused, NamesTheFolderAndTheOffence) {
 
 INSTANTIATE_TEST_SUITE_P(
     , IndexRefused,
-    testing::Values(BadIndex{"no_table", "[]", "\"weight_map\" is no table"}, BadIndex{"empty", "{}", "\"weight_map\" is no table"},
+    testing::Values(BadIndex{"no_table", "[]", "\"weight_map\" is no table"},
+                    BadIndex{"empty", "{}", "\"weight_map\" is no table"},
                     BadIndex{"file_is_a_number", R"({"a":1})", "\"a\": expected a string, got 1"},
-                    BadIndex{"missing_file", R"({"a":"one.safetensors","b":"gone.safetensors"})", "names the file \"gone.safetensors\", which is missing"},
-                    BadIndex{"parent_folder", R"({"c":"../outside.safetensors"})", "\"../outside.safetensors\"; expected a file inside"},
+                    BadIndex{"missing_file", R"({"a":"one.safetensors","b":"gone.safetensors"})",
+                             "names the file \"gone.safetensors\", which is missing"},
+                    BadIndex{"parent_folder", R"({"c":"../outside.safetensors"})",
+                             "\"../outside.safetensors\"; expected a file inside"},
                     BadIndex{"hidden_parent", R"({"c":"x/../../outside.safetensors"})", "expected a file inside"},
                     BadIndex{"absolute", R"({"c":"/etc/passwd"})", "\"/etc/passwd\"; expected a file inside"},
                     BadIndex{"empty_name", R"({"c":""})", "expected a file inside"},
                     BadIndex{"folder_itself", R"({"c":"."})", "expected a regular file, got a folder"},
-                    BadIndex{"not_in_its_file", R"({"a":"one.safetensors","b":"one.safetensors"})", "tensor \"b\" should lie in one.safetensors, but no file has it"},
-                    BadIndex{"in_another_file", R"({"a":"two.safetensors","b":"one.safetensors"})", "tensor \"a\" should lie in two.safetensors, but lies in one.safetensors"},
-                    BadIndex{"in_two_files", R"({"a":"one.safetensors","x":"again.safetensors"})", "tensor \"a\" lies in both again.safetensors and one.safetensors"}),
+                    BadIndex{"not_in_its_file", R"({"a":"one.safetensors","b":"one.safetensors"})",
+                             "tensor \"b\" should lie in one.safetensors, but no file has it"},
+                    BadIndex{"in_another_file", R"({"a":"two.safetensors","b":"one.safetensors"})",
+                             "tensor \"a\" should lie in two.safetensors, but lies in one.safetensors"},
+                    BadIndex{"in_two_files", R"({"a":"one.safetensors","x":"again.safetensors"})",
+                             "tensor \"a\" lies in both again.safetensors and one.safetensors"}),
     [](const auto& info) { return info.param.name; });
 
 TEST(ClosestNames, AreAtMostThreeInTheOrderOfTheirDistance) {

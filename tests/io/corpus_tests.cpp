@@ -100,7 +100,8 @@ INSTANTIATE_TEST_SUITE_P(
         BadTokenFile{"Floats", token_file<float>("F32", "[1,3]", {1, 2, 3}), "input_ids is F32 [1, 3]"},
         BadTokenFile{"OtherName", token_file<std::int32_t>("I32", "[1,3]", {1, 2, 3}, "tokens"), "it has tokens"},
         BadTokenFile{"NegativeId", token_file<std::int32_t>("I32", "[2,2]", {1, 2, -3, 4}), "input_ids[1, 0] is -3"},
-        BadTokenFile{"HugeId", token_file<std::int64_t>("I64", "[1,2]", {1, std::int64_t{1} << 31}), "input_ids[0, 1] is 2147483648"},
+        BadTokenFile{"HugeId", token_file<std::int64_t>("I64", "[1,2]", {1, std::int64_t{1} << 31}),
+                     "input_ids[0, 1] is 2147483648"},
         BadTokenFile{"NoTensorFile", "not a tensor file", "t.safetensors"}));
 
 TEST(TextFile, IsReadAsItIs) {
@@ -172,8 +173,9 @@ TEST(DrawWindows, NeedOneTokenMoreThanAWindow) {
 
   EXPECT_THAT(windows.ids, testing::Each(testing::Lt(16)));  // the last window is never drawn
   EXPECT_EQ(error.kind(), ErrorKind::input);
-  EXPECT_THAT(error.message(), HasSubstr("calibration text a.txt has 17 tokens, fewer than one sample of 17 needs (18); "
-                                         "give a longer text or a smaller --seqlen"));
+  EXPECT_THAT(error.message(),
+              HasSubstr("calibration text a.txt has 17 tokens, fewer than one sample of 17 needs (18); "
+                        "give a longer text or a smaller --seqlen"));
 }
 
 TEST(DrawWindows, RefuseImpossibleCounts) {
@@ -222,7 +224,8 @@ TEST(Take, RefusesMoreThanThereIs) {
   const auto seqlen = error_of([&] { take(windows, 1, 4); });
 
   EXPECT_EQ(samples.kind(), ErrorKind::input);
-  EXPECT_THAT(samples.message(), HasSubstr("calibration file t.safetensors holds 3 samples of 3 tokens, asked for 4 of 1"));
+  EXPECT_THAT(samples.message(),
+              HasSubstr("calibration file t.safetensors holds 3 samples of 3 tokens, asked for 4 of 1"));
   EXPECT_EQ(seqlen.kind(), ErrorKind::input);
   EXPECT_EQ(error_of([&] { take(windows, 0, 1); }).kind(), ErrorKind::usage);
 }

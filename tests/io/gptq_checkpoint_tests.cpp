@@ -40,13 +40,15 @@ class OptArtifact : public testing::Test {
     for (const char* name : {"config.json", "model.safetensors"}) {
       fs::copy_file(source_path("tests/golden/models/opt-pre") / name, source_folder_ / name);
     }
-    for (const char* name : {"tokenizer.json", "merges.txt", "chat_template.jinja", "modeling_opt.py", "LICENSE.md", "expected.json", "README.md"}) {
+    for (const char* name : {"tokenizer.json", "merges.txt", "chat_template.jinja", "modeling_opt.py", "LICENSE.md",
+                             "expected.json", "README.md"}) {
       write_text(source_folder_ / name, std::string("content of ") + name);
     }
     source_ = CheckpointReader::open(source_folder_);
     for (int block = 0; block < 3; ++block) {
       std::vector<std::string> modules;
-      for (const char* module : {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "fc1", "fc2"}) {
+      for (const char* module :
+           {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "fc1", "fc2"}) {
         modules.push_back(fmt::format("model.decoder.layers.{}.{}", block, module));
       }
       block_linears_.push_back(modules);
@@ -186,7 +188,8 @@ TEST_F(OptArtifact, OrdersTensorsOutsideTheBlocksFirstThenBlockByBlock) {
                                  "model.decoder.layers.0.fc1.bias", "model.decoder.layers.0.fc1.qweight",
                                  "model.decoder.layers.0.fc1.qzeros", "model.decoder.layers.0.fc1.scales",
                                  "model.decoder.layers.0.fc1.g_idx", "model.decoder.layers.0.fc2.bias"));
-  EXPECT_TRUE(std::is_sorted(names.begin() + 4, names.end(), [](const auto& a, const auto& b) { return a[21] < b[21]; }));
+  EXPECT_TRUE(
+      std::is_sorted(names.begin() + 4, names.end(), [](const auto& a, const auto& b) { return a[21] < b[21]; }));
 }
 
 TEST_F(OptArtifact, ReadsEachBlockOnceInOrder) {
@@ -296,8 +299,11 @@ TEST_F(OptArtifact, ATensorLargerThanTheLimitHasAFileOfItsOwn) {
 }
 
 TEST_F(OptArtifact, KeepsEveryTensorAlignedToItsElement) {
-  const std::vector<TensorDeclaration> extra{{"odd", DType::u8, {3}}, {"half", DType::f16, {5}}, {"m.weight", DType::f16, {8, 8}},
-                                             {"norm", DType::f32, {3}}, {"steps", DType::i64, {1}}};
+  const std::vector<TensorDeclaration> extra{{"odd", DType::u8, {3}},
+                                             {"half", DType::f16, {5}},
+                                             {"m.weight", DType::f16, {8, 8}},
+                                             {"norm", DType::f32, {3}},
+                                             {"steps", DType::i64, {1}}};
   SafetensorsWriter writer(source_folder_ / "model.safetensors", extra);
   for (const auto& tensor : extra) {
     writer.append(tensor.name, std::vector<std::byte>(static_cast<std::size_t>(tensor.bytes())));
@@ -316,7 +322,8 @@ TEST_F(OptArtifact, KeepsEveryTensorAlignedToItsElement) {
   write_gptq_checkpoint(own);
 
   const auto artifact = CheckpointReader::open(out_);
-  EXPECT_THAT(artifact->names(), ElementsAre("steps", "norm", "m.qweight", "m.qzeros", "m.scales", "m.g_idx", "half", "odd"));
+  EXPECT_THAT(artifact->names(),
+              ElementsAre("steps", "norm", "m.qweight", "m.qzeros", "m.scales", "m.g_idx", "half", "odd"));
   for (const auto& name : artifact->names()) {
     EXPECT_EQ(artifact->at(name).offset % size_of(artifact->at(name).dtype), 0) << name;
   }
@@ -334,7 +341,8 @@ TEST_F(OptArtifact, AFailureLeavesNothing) {
   const Error error = refusal(failing);
 
   EXPECT_EQ(error.kind(), ErrorKind::input);
-  EXPECT_THAT(error.one_line(), HasSubstr("while reading block 1 for the artifact: block_00001.h5: the shard is damaged"));
+  EXPECT_THAT(error.one_line(),
+              HasSubstr("while reading block 1 for the artifact: block_00001.h5: the shard is damaged"));
 }
 
 TEST_F(OptArtifact, AnExistingOutputIsRefusedAndKept) {
@@ -378,7 +386,8 @@ TEST_F(OptArtifact, RefusesSourcesThatDoNotFit) {
   auto groups = request();
   groups.quantization_config["group_size"] = 32;
 
-  EXPECT_THAT(refusal(unknown).message(), AllOf(HasSubstr("no tensor \"model.decoder.layers.0.self_attn.query.weight\""), HasSubstr("closest")));
+  EXPECT_THAT(refusal(unknown).message(),
+              AllOf(HasSubstr("no tensor \"model.decoder.layers.0.self_attn.query.weight\""), HasSubstr("closest")));
   EXPECT_THAT(refusal(vector).message(), HasSubstr("expected a matrix, got 1 dimensions"));
   EXPECT_THAT(refusal(groups).message(), HasSubstr("48 input features are not a multiple of the group size 32"));
 }
@@ -407,12 +416,15 @@ TEST_F(OptArtifact, RefusesBlocksThatAreNotWhatThePlanExpects) {
   };
 
   EXPECT_THAT(with([](BlockShard& shard) { shard.block = 7; }), HasSubstr("got block 7, expected 0"));
-  EXPECT_THAT(with([](BlockShard& shard) { shard.linears.pop_back(); }), HasSubstr("has 5 quantized modules, expected 6"));
-  EXPECT_THAT(with([](BlockShard& shard) { shard.linears[4].name = "other"; }), HasSubstr("block 0 lacks the module model.decoder.layers.0.fc1"));
+  EXPECT_THAT(with([](BlockShard& shard) { shard.linears.pop_back(); }),
+              HasSubstr("has 5 quantized modules, expected 6"));
+  EXPECT_THAT(with([](BlockShard& shard) { shard.linears[4].name = "other"; }),
+              HasSubstr("block 0 lacks the module model.decoder.layers.0.fc1"));
   EXPECT_THAT(with([](BlockShard& shard) { std::swap(shard.linears[4].name, shard.linears[5].name); }),
               HasSubstr("quantized as [48, 112], but the source's weight is [112, 48]"));
-  EXPECT_THAT(with([](BlockShard& shard) { shard.linears[4] = random_linear(shard.linears[4].name, 112, 48, 8, 16, true, 1); }),
-              HasSubstr("has 8 bits"));
+  EXPECT_THAT(
+      with([](BlockShard& shard) { shard.linears[4] = random_linear(shard.linears[4].name, 112, 48, 8, 16, true, 1); }),
+      HasSubstr("has 8 bits"));
   EXPECT_THAT(with([](BlockShard& shard) { shard.linears[4].scales.clear(); }), HasSubstr("scales has 0 numbers"));
   EXPECT_THAT(with([](BlockShard& shard) { std::swap(shard.linears[4].g_idx[0], shard.linears[4].g_idx[47]); }),
               HasSubstr("desc_act false"));
@@ -441,7 +453,10 @@ class ForeignArtifact : public testing::Test {
  protected:
   ForeignArtifact() {
     layer_ = random_linear("m", 8, 16, 4, 8, true, 5);
-    tensors_ = {{"m.qweight", DType::i32, {2, 8}}, {"m.qzeros", DType::i32, {2, 1}}, {"m.scales", DType::f16, {2, 8}}, {"m.g_idx", DType::i32, {16}}};
+    tensors_ = {{"m.qweight", DType::i32, {2, 8}},
+                {"m.qzeros", DType::i32, {2, 1}},
+                {"m.scales", DType::f16, {2, 8}},
+                {"m.g_idx", DType::i32, {16}}};
     const auto qzeros = pack_qzeros({layer_.zeros.data(), {2, 8}}, 4, ZeroFormat::v1);
     data_["m.qweight"] = text_of(layer_.qweight);
     data_["m.qzeros"] = text_of(qzeros);
@@ -504,7 +519,8 @@ TEST_F(ForeignArtifact, WrongTypesAndShapesAreRefused) {
     return message;
   };
 
-  EXPECT_THAT(with(0, {"m.qweight", DType::f32, {2, 8}}), HasSubstr("m.qweight: F32 with 2 dimensions, expected I32 with 2"));
+  EXPECT_THAT(with(0, {"m.qweight", DType::f32, {2, 8}}),
+              HasSubstr("m.qweight: F32 with 2 dimensions, expected I32 with 2"));
   EXPECT_THAT(with(0, {"m.qweight", DType::i32, {16}}), HasSubstr("I32 with 1 dimensions"));
   EXPECT_THAT(with(0, {"m.qweight", DType::i32, {2, 7}}), HasSubstr("7 output features are not a multiple of 8"));
   EXPECT_THAT(with(1, {"m.qzeros", DType::i32, {1, 2}}), HasSubstr("m.qzeros: I32 [1, 2], expected I32 [2, 1]"));
@@ -534,7 +550,8 @@ TEST_F(ForeignArtifact, SettingsThatWeCannotReadAreRefused) {
   EXPECT_THAT(with("bits", "4"), HasSubstr("expected an integer, got \"4\""));
   EXPECT_THAT(with("group_size", 0), HasSubstr("group_size is 0"));
   EXPECT_THAT(with("checkpoint_format", "marlin"), HasSubstr("checkpoint_format is \"marlin\""));
-  EXPECT_THAT(with("group_size", std::int64_t{1} << 60), HasSubstr("not a multiple of the group size 1152921504606846976"));
+  EXPECT_THAT(with("group_size", std::int64_t{1} << 60),
+              HasSubstr("not a multiple of the group size 1152921504606846976"));
 }
 
 TEST_F(ForeignArtifact, DynamicActOrderNeedsGIdx) {

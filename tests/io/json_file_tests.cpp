@@ -45,21 +45,25 @@ TEST_P(ReadJsonRefuses, NamesTheFileAndTheOffence) {
   EXPECT_LT(error.message().size(), 1000u);
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    , ReadJsonRefuses,
-    testing::Values(BadText{"empty", "", "not valid JSON (0 bytes)"}, BadText{"cut", "{\"a\": 1,\n  \"b\": [1, 2", "line 2, column 13"},
-                    BadText{"trailing", "{} x", "line 1, column 4"}, BadText{"not_utf8", "\"\xff\xfe\"", "not valid JSON"},
-                    BadText{"long_token", "\"" + std::string(100'000, 'a'), "not valid JSON"},
-                    BadText{"number_overflow", "[1e999]", "number overflow"},
-                    BadText{"deep_arrays", std::string(1'000'000, '['), "nested more than 64 deep"},
-                    BadText{"deep_objects", [] {
-                              std::string text;
-                              for (int i = 0; i < 65; ++i) {
-                                text += "{\"a\":";
-                              }
-                              return text;
-                            }(), "nested more than 64 deep"}),
-    [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(, ReadJsonRefuses,
+                         testing::Values(BadText{"empty", "", "not valid JSON (0 bytes)"},
+                                         BadText{"cut", "{\"a\": 1,\n  \"b\": [1, 2", "line 2, column 13"},
+                                         BadText{"trailing", "{} x", "line 1, column 4"},
+                                         BadText{"not_utf8", "\"\xff\xfe\"", "not valid JSON"},
+                                         BadText{"long_token", "\"" + std::string(100'000, 'a'), "not valid JSON"},
+                                         BadText{"number_overflow", "[1e999]", "number overflow"},
+                                         BadText{"deep_arrays", std::string(1'000'000, '['),
+                                                 "nested more than 64 deep"},
+                                         BadText{"deep_objects",
+                                                 [] {
+                                                   std::string text;
+                                                   for (int i = 0; i < 65; ++i) {
+                                                     text += "{\"a\":";
+                                                   }
+                                                   return text;
+                                                 }(),
+                                                 "nested more than 64 deep"}),
+                         [](const auto& info) { return info.param.name; });
 
 TEST(ReadJson, AcceptsTheDeepestNestingAllowed) {
   EXPECT_NO_THROW(parse_json(std::string(64, '[') + std::string(64, ']'), "t"));
@@ -128,7 +132,8 @@ TEST(Get, IntegersOutsideTheTypesRangeAreRefused) {
 TEST(Get, RefusesWhatIsNoObjectAndQuotesLittleOfLongValues) {
   const json object{{"long", std::string(100'000, 'y')}};
 
-  EXPECT_THAT(error_of([] { get<int>(json::array(), "i", "c"); }).message(), HasSubstr("c: expected an object with the key \"i\", got array"));
+  EXPECT_THAT(error_of([] { get<int>(json::array(), "i", "c"); }).message(),
+              HasSubstr("c: expected an object with the key \"i\", got array"));
   EXPECT_LT(error_of([&] { get<int>(object, "long", "c"); }).message().size(), 400u);
 }
 

@@ -65,7 +65,8 @@ TEST_F(ModelLookup, TakesAFolderAsGiven) {
 TEST_F(ModelLookup, SearchesOurFoldersInOrder) {
   make_folder("b/my-model");
   const auto expected = make_folder("a/my-model");
-  set("GPTQ_DIST_MODELS", (folder_ / "none").string() + ":" + (folder_ / "a").string() + "::" + (folder_ / "b").string());
+  set("GPTQ_DIST_MODELS",
+      (folder_ / "none").string() + ":" + (folder_ / "a").string() + "::" + (folder_ / "b").string());
 
   EXPECT_EQ(find_model("my-model"), expected);
 }
@@ -144,7 +145,9 @@ TEST_F(ModelLookup, SaysThatAFileIsNoFolder) {
   EXPECT_THAT(error.message(), HasSubstr("$GPTQ_DIST_MODELS (not set)"));
 }
 
-TEST_F(ModelLookup, RefusesAnEmptyName) { EXPECT_EQ(error_of([] { find_model(""); }).kind(), ErrorKind::input); }
+TEST_F(ModelLookup, RefusesAnEmptyName) {
+  EXPECT_EQ(error_of([] { find_model(""); }).kind(), ErrorKind::input);
+}
 
 }  // namespace
 }  // namespace gptqd::io

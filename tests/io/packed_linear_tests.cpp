@@ -89,8 +89,8 @@ TEST_F(Golden, QzerosEqualByteForByteAndBack) {
     EXPECT_EQ(pack_qzeros(view, golden.bits, ZeroFormat::v2), v2);
     EXPECT_EQ(unpack_qzeros(v2, groups, golden.rows, golden.bits, ZeroFormat::v2), zeros);
     if (golden.has_zero0) {
-      // GPTQModel subtracts ones from whole words here, and the borrows spoil the neighbours: the reason why v1 is refused for
-      // asymmetric grids. What we write comes back at least from our own reader.
+      // GPTQModel subtracts ones from whole words here, and the borrows spoil the neighbours: the reason why v1 is
+      // refused for asymmetric grids. What we write comes back at least from our own reader.
       ++zero0_cases;
       const auto own = pack_qzeros(view, golden.bits, ZeroFormat::v1);
       EXPECT_EQ(unpack_qzeros(own, groups, golden.rows, golden.bits, ZeroFormat::v1), zeros);
@@ -142,7 +142,10 @@ TEST(PackRows, RefusesWhatDoesNotFit) {
   const std::vector<std::uint8_t> codes(32, 4);
   const std::vector<std::uint32_t> words(3);
 
-  EXPECT_THAT(error_of([&] { pack_rows({codes.data(), {1, 32}}, 2); }).message(), HasSubstr("a code does not fit its bits"));
+  EXPECT_THAT(error_of([&] {
+                pack_rows({codes.data(), {1, 32}}, 2);
+              }).message(),
+              HasSubstr("a code does not fit its bits"));
   EXPECT_THAT(error_of([&] { pack_rows({codes.data(), {1, 31}}, 4); }).message(), HasSubstr("31 elements of 4 bits"));
   EXPECT_THAT(error_of([&] { pack_rows({codes.data(), {1, 32}}, 5); }).message(), HasSubstr("5 bits; expected"));
   EXPECT_THAT(error_of([&] { unpack_rows(words, 1, 32, 4); }).message(), HasSubstr("number of words"));
@@ -169,7 +172,8 @@ TEST(FormatObstacle, SaysWhatDoesNotFit) {
   EXPECT_THAT(format_obstacle(64, 130, 4, -1).value_or(""), HasSubstr("130 input features are not a multiple of 8"));
   EXPECT_THAT(format_obstacle(60, 128, 4, -1).value_or(""), HasSubstr("60 output features are not a multiple of 8"));
   EXPECT_THAT(format_obstacle(64, 48, 3, -1).value_or(""), HasSubstr("48 input features are not a multiple of 32"));
-  EXPECT_THAT(format_obstacle(64, 192, 4, 128).value_or(""), HasSubstr("192 input features are not a multiple of the group size 128"));
+  EXPECT_THAT(format_obstacle(64, 192, 4, 128).value_or(""),
+              HasSubstr("192 input features are not a multiple of the group size 128"));
   EXPECT_THAT(format_obstacle(64, 128, 4, 0).value_or(""), HasSubstr("group size 0"));
   EXPECT_THAT(format_obstacle(0, 128, 4, 128).value_or(""), HasSubstr("[0, 128] is empty"));
   EXPECT_THAT(format_obstacle(std::int64_t{1} << 60, 128, 4, 128).value_or(""), HasSubstr("an extent above"));
@@ -197,17 +201,20 @@ TEST_P(ValidateRefuses, NamesTheLayerAndTheOffence) {
 
 INSTANTIATE_TEST_SUITE_P(
     , ValidateRefuses,
-    testing::Values(BadLinear{"bits", [](PackedLinear& l) { l.bits = 6; }, "6 bits"},
-                    BadLinear{"qweight", [](PackedLinear& l) { l.qweight.pop_back(); }, "qweight has 127 words, expected [8, 16]"},
-                    BadLinear{"scales", [](PackedLinear& l) { l.scales.pop_back(); }, "scales has 31 numbers, expected [2, 16]"},
-                    BadLinear{"zeros", [](PackedLinear& l) { l.zeros.push_back(8); }, "zeros has 33 numbers, expected [2, 16]"},
-                    BadLinear{"g_idx", [](PackedLinear& l) { l.g_idx.clear(); }, "g_idx has 0 numbers, expected 64"},
-                    BadLinear{"group_too_large", [](PackedLinear& l) { l.g_idx[5] = 2; }, "g_idx[5] is 2, expected a group from 0 to 1"},
-                    BadLinear{"group_negative", [](PackedLinear& l) { l.g_idx[6] = -1; }, "g_idx[6] is -1"},
-                    BadLinear{"symmetric_zero", [](PackedLinear& l) { l.zeros[7] = 7; }, "zeros[7] is 7, expected 8 to 8"},
-                    BadLinear{"large_zero", [](PackedLinear& l) { l.sym = false, l.zeros[7] = 16; }, "zeros[7] is 16, expected 0 to 15"},
-                    BadLinear{"scale_infinite", [](PackedLinear& l) { l.scales[2] = {0xfc00}; }, "scales[2] is -inf"},
-                    BadLinear{"scale_nan", [](PackedLinear& l) { l.scales[2] = {0x7e00}; }, "scales[2] is nan"}),
+    testing::Values(
+        BadLinear{"bits", [](PackedLinear& l) { l.bits = 6; }, "6 bits"},
+        BadLinear{"qweight", [](PackedLinear& l) { l.qweight.pop_back(); }, "qweight has 127 words, expected [8, 16]"},
+        BadLinear{"scales", [](PackedLinear& l) { l.scales.pop_back(); }, "scales has 31 numbers, expected [2, 16]"},
+        BadLinear{"zeros", [](PackedLinear& l) { l.zeros.push_back(8); }, "zeros has 33 numbers, expected [2, 16]"},
+        BadLinear{"g_idx", [](PackedLinear& l) { l.g_idx.clear(); }, "g_idx has 0 numbers, expected 64"},
+        BadLinear{"group_too_large", [](PackedLinear& l) { l.g_idx[5] = 2; },
+                  "g_idx[5] is 2, expected a group from 0 to 1"},
+        BadLinear{"group_negative", [](PackedLinear& l) { l.g_idx[6] = -1; }, "g_idx[6] is -1"},
+        BadLinear{"symmetric_zero", [](PackedLinear& l) { l.zeros[7] = 7; }, "zeros[7] is 7, expected 8 to 8"},
+        BadLinear{"large_zero", [](PackedLinear& l) { l.sym = false, l.zeros[7] = 16; },
+                  "zeros[7] is 16, expected 0 to 15"},
+        BadLinear{"scale_infinite", [](PackedLinear& l) { l.scales[2] = {0xfc00}; }, "scales[2] is -inf"},
+        BadLinear{"scale_nan", [](PackedLinear& l) { l.scales[2] = {0x7e00}; }, "scales[2] is nan"}),
     [](const auto& info) { return info.param.name; });
 
 TEST(IsTrivialGIdx, ComparesWithTheGroupsInOrder) {

@@ -60,7 +60,8 @@ TEST(SafetensorsFile, UnknownNameComesWithTheClosestOnes) {
   const Error error = error_of([&] { file.at("model.decoder.layers.0.fc1.weigth"); });
 
   EXPECT_EQ(error.kind(), ErrorKind::input);
-  EXPECT_THAT(error.message(), AllOf(HasSubstr("fc1.weigth"), HasSubstr("closest names are model.decoder.layers.0.fc1.weight")));
+  EXPECT_THAT(error.message(),
+              AllOf(HasSubstr("fc1.weigth"), HasSubstr("closest names are model.decoder.layers.0.fc1.weight")));
 }
 
 TEST(SafetensorsFile, RangesOutsideATensorAreOurOwnBug) {
@@ -105,48 +106,79 @@ INSTANTIATE_TEST_SUITE_P(
         Damage{"leading_blank", " {}", 0, "does not begin with"},
         Damage{"cut", R"({"t.weight":{"dtype":"F16","sha)", 4, "not valid JSON at byte"},
         Damage{"two_values", "{}{}", 0, "not valid JSON"}, Damage{"not_utf8", "{\"\xff\":1}", 0, "not valid JSON"},
-        Damage{"tensor_is_a_number", R"({"t.weight":3})", 0, "\"t.weight\" in the safetensors header: expected an object, got 3"},
+        Damage{"tensor_is_a_number", R"({"t.weight":3})", 0,
+               "\"t.weight\" in the safetensors header: expected an object, got 3"},
         Damage{"tensor_is_an_array", R"({"t.weight":[[[[[[]]]]]]})", 0, "expected an object, got an array"},
-        Damage{"unknown_dtype", tensor(R"("dtype":"F12","shape":[2],"data_offsets":[0,4])"), 4, "unknown dtype \"F12\""},
-        Damage{"dtype_is_a_number", tensor(R"("dtype":16,"shape":[2],"data_offsets":[0,4])"), 4, "the name of a dtype, got 16"},
+        Damage{"unknown_dtype", tensor(R"("dtype":"F12","shape":[2],"data_offsets":[0,4])"), 4,
+               "unknown dtype \"F12\""},
+        Damage{"dtype_is_a_number", tensor(R"("dtype":16,"shape":[2],"data_offsets":[0,4])"), 4,
+               "the name of a dtype, got 16"},
         Damage{"shape_against_offsets", tensor(R"("dtype":"F16","shape":[2,3],"data_offsets":[0,4])"), 4,
                "F16 [2, 3] has 12 bytes, but data_offsets [0, 4] hold 4"},
-        Damage{"product_overflows", tensor(R"("dtype":"F16","shape":[4294967296,4294967296],"data_offsets":[0,0])"), 0, "overflows"},
-        Damage{"product_wraps_to_the_offsets", tensor(R"("dtype":"F64","shape":[4611686018427387905,4],"data_offsets":[0,32])"), 32, "overflows"},
-        Damage{"negative_extent", tensor(R"("dtype":"F16","shape":[-2],"data_offsets":[0,4])"), 4, "non-negative integers of 63 bits, got -2"},
+        Damage{"product_overflows", tensor(R"("dtype":"F16","shape":[4294967296,4294967296],"data_offsets":[0,0])"), 0,
+               "overflows"},
+        Damage{"product_wraps_to_the_offsets",
+               tensor(R"("dtype":"F64","shape":[4611686018427387905,4],"data_offsets":[0,32])"), 32, "overflows"},
+        Damage{"negative_extent", tensor(R"("dtype":"F16","shape":[-2],"data_offsets":[0,4])"), 4,
+               "non-negative integers of 63 bits, got -2"},
         Damage{"fractional_extent", tensor(R"("dtype":"F16","shape":[2.0],"data_offsets":[0,4])"), 4, "got 2.0"},
-        Damage{"huge_extent", tensor(R"("dtype":"F16","shape":[9223372036854775808],"data_offsets":[0,4])"), 4, "got 9223372036854775808"},
-        Damage{"shape_is_text", tensor(R"("dtype":"F16","shape":"2","data_offsets":[0,4])"), 4, "an array of extents, got the string"},
+        Damage{"huge_extent", tensor(R"("dtype":"F16","shape":[9223372036854775808],"data_offsets":[0,4])"), 4,
+               "got 9223372036854775808"},
+        Damage{"shape_is_text", tensor(R"("dtype":"F16","shape":"2","data_offsets":[0,4])"), 4,
+               "an array of extents, got the string"},
         Damage{"shape_nested", tensor(R"("dtype":"F16","shape":[[2]],"data_offsets":[0,4])"), 4, "got an array"},
-        Damage{"too_many_extents", tensor(R"("dtype":"F16","data_offsets":[0,4],"shape":[)" + [] {
-                 std::string ones = "1";
-                 for (int i = 0; i < 64; ++i) {
-                   ones += ",1";
-                 }
-                 return ones;
-               }() + "]"), 4, "more than 64 dimensions"},
-        Damage{"one_offset", tensor(R"("dtype":"F16","shape":[2],"data_offsets":[4])"), 4, "data_offsets has 1 numbers"},
+        Damage{"too_many_extents",
+               tensor(R"("dtype":"F16","data_offsets":[0,4],"shape":[)" +
+                      [] {
+                        std::string ones = "1";
+                        for (int i = 0; i < 64; ++i) {
+                          ones += ",1";
+                        }
+                        return ones;
+                      }() +
+                      "]"),
+               4, "more than 64 dimensions"},
+        Damage{"one_offset", tensor(R"("dtype":"F16","shape":[2],"data_offsets":[4])"), 4,
+               "data_offsets has 1 numbers"},
         Damage{"no_offsets", tensor(R"("dtype":"F16","shape":[2],"data_offsets":[])"), 4, "data_offsets has 0 numbers"},
-        Damage{"three_offsets", tensor(R"("dtype":"F16","shape":[2],"data_offsets":[0,4,8])"), 4, "more than 2 numbers"},
+        Damage{"three_offsets", tensor(R"("dtype":"F16","shape":[2],"data_offsets":[0,4,8])"), 4,
+               "more than 2 numbers"},
         Damage{"negative_offset", tensor(R"("dtype":"F16","shape":[2],"data_offsets":[-4,0])"), 4, "got -4"},
-        Damage{"offsets_swapped", tensor(R"("dtype":"F16","shape":[2],"data_offsets":[4,0])"), 4, "[4, 0] end before they begin"},
+        Damage{"offsets_swapped", tensor(R"("dtype":"F16","shape":[2],"data_offsets":[4,0])"), 4,
+               "[4, 0] end before they begin"},
         Damage{"dtype_missing", tensor(R"("shape":[2],"data_offsets":[0,4])"), 4, "dtype is missing"},
         Damage{"shape_missing", tensor(R"("dtype":"F16","data_offsets":[0,4])"), 4, "shape is missing"},
         Damage{"offsets_missing", tensor(R"("dtype":"F16","shape":[2])"), 4, "data_offsets is missing"},
-        Damage{"repeated_key", tensor(R"("dtype":"F16","dtype":"F32","shape":[2],"data_offsets":[0,4])"), 4, "repeated key \"dtype\""},
-        Damage{"foreign_key", tensor(R"("dtype":"F16","stride":[1],"shape":[2],"data_offsets":[0,4])"), 4, "unexpected or repeated key \"stride\""},
-        Damage{"repeated_tensor", R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})", 2,
-               "tensor \"a\" in the safetensors header: the name occurs twice"},
+        Damage{"repeated_key", tensor(R"("dtype":"F16","dtype":"F32","shape":[2],"data_offsets":[0,4])"), 4,
+               "repeated key \"dtype\""},
+        Damage{"foreign_key", tensor(R"("dtype":"F16","stride":[1],"shape":[2],"data_offsets":[0,4])"), 4,
+               "unexpected or repeated key \"stride\""},
+        Damage{
+            "repeated_tensor",
+            R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},)"
+            R"("a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})",
+            2, "tensor \"a\" in the safetensors header: the name occurs twice"},
         Damage{"metadata_is_no_text", R"({"__metadata__":{"format":1}})", 0, "expected a string, got 1"},
         Damage{"metadata_nested", R"({"__metadata__":{"format":{}}})", 0, "expected a string, got an object"},
-        Damage{"hole", R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"b":{"dtype":"U8","shape":[1],"data_offsets":[2,3]}})", 3,
-               "tensor \"b\" begins at byte 2 of the data, expected 1"},
-        Damage{"hole_in_front", tensor(R"("dtype":"F16","shape":[2],"data_offsets":[4,8])"), 8, "begins at byte 4 of the data, expected 0"},
-        Damage{"overlap", R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"b":{"dtype":"U8","shape":[2],"data_offsets":[1,3]}})", 3,
-               "\"a\" and \"b\" overlap"},
-        Damage{"same_place", R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"b":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}})", 2,
-               "\"a\" and \"b\" overlap"},
-        Damage{"data_truncated", tensor(R"("dtype":"F16","shape":[2],"data_offsets":[0,4])"), 3, "ends at byte 4 of the data, but the file holds 3"},
+        Damage{
+            "hole",
+            R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},)"
+            R"("b":{"dtype":"U8","shape":[1],"data_offsets":[2,3]}})",
+            3, "tensor \"b\" begins at byte 2 of the data, expected 1"},
+        Damage{"hole_in_front", tensor(R"("dtype":"F16","shape":[2],"data_offsets":[4,8])"), 8,
+               "begins at byte 4 of the data, expected 0"},
+        Damage{
+            "overlap",
+            R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},)"
+            R"("b":{"dtype":"U8","shape":[2],"data_offsets":[1,3]}})",
+            3, "\"a\" and \"b\" overlap"},
+        Damage{
+            "same_place",
+            R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},)"
+            R"("b":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}})",
+            2, "\"a\" and \"b\" overlap"},
+        Damage{"data_truncated", tensor(R"("dtype":"F16","shape":[2],"data_offsets":[0,4])"), 3,
+               "ends at byte 4 of the data, but the file holds 3"},
         Damage{"data_too_long", tensor(R"("dtype":"F16","shape":[2],"data_offsets":[0,4])"), 5, "bytes too many"},
         Damage{"long_name", "{\"" + std::string(100'000, 'n') + "\":1}", 0, "expected an object, got 1"}),
     [](const auto& info) { return info.param.name; });
@@ -163,8 +195,10 @@ TEST(SafetensorsFile, RefusesABadLengthOfTheHeader) {
   };
 
   EXPECT_THAT(message("1234567"), HasSubstr("7 bytes, expected at least 8"));
-  EXPECT_THAT(message(std::string("\x14\0\0\0\0\0\0\0{}", 10)), HasSubstr("the header has 20 bytes, but the file holds 2"));
-  EXPECT_THAT(message(std::string("\xff\xff\xff\xff\xff\xff\xff\xff{}", 10)), HasSubstr("18446744073709551615 bytes, more than"));
+  EXPECT_THAT(message(std::string("\x14\0\0\0\0\0\0\0{}", 10)),
+              HasSubstr("the header has 20 bytes, but the file holds 2"));
+  EXPECT_THAT(message(std::string("\xff\xff\xff\xff\xff\xff\xff\xff{}", 10)),
+              HasSubstr("18446744073709551615 bytes, more than"));
   EXPECT_THAT(message("<html>not found</html>"), HasSubstr("it is no safetensors file"));
 }
 
@@ -174,11 +208,14 @@ TEST(ParseSafetensorsImage, AgreesWithTheFile) {
   const auto header = parse_safetensors_image(bytes_of(image), "memory");
 
   EXPECT_EQ(header.tensors.size(), 3u);
-  EXPECT_THAT(error_of([&] { parse_safetensors_image(bytes_of(image).first(5), "memory"); }).message(), HasSubstr("memory: 5 bytes"));
+  EXPECT_THAT(error_of([&] { parse_safetensors_image(bytes_of(image).first(5), "memory"); }).message(),
+              HasSubstr("memory: 5 bytes"));
 }
 
-const std::vector<TensorDeclaration> declared{
-    {"z.weight", DType::f16, {2, 3}}, {"empty", DType::i32, {0, 4}}, {"a \"quoted\" ü", DType::u8, {3}}, {"scalar", DType::f32, {}}};
+const std::vector<TensorDeclaration> declared{{"z.weight", DType::f16, {2, 3}},
+                                              {"empty", DType::i32, {0, 4}},
+                                              {"a \"quoted\" ü", DType::u8, {3}},
+                                              {"scalar", DType::f32, {}}};
 
 std::string written(const std::filesystem::path& path) {
   SafetensorsWriter writer(path, declared);
@@ -216,7 +253,9 @@ TEST(SafetensorsWriter, KeepsTheDeclaredOrderAndTheSameBytes) {
 
   EXPECT_EQ(first, second);
   EXPECT_LT(first.find("z.weight"), first.find("quoted"));
-  EXPECT_THAT(first, HasSubstr(R"({"__metadata__":{"format":"pt"},"z.weight":{"dtype":"F16","shape":[2,3],"data_offsets":[0,12]},)"));
+  EXPECT_THAT(
+      first,
+      HasSubstr(R"({"__metadata__":{"format":"pt"},"z.weight":{"dtype":"F16","shape":[2,3],"data_offsets":[0,12]},)"));
 }
 
 TEST(SafetensorsWriter, RefusesOtherDataThanDeclared) {
@@ -233,9 +272,12 @@ TEST(SafetensorsWriter, RefusesOtherDataThanDeclared) {
     return error.message();
   };
 
-  EXPECT_THAT(refusal([](auto& writer) { writer.append("scalar", bytes_of("pqrs")); }), HasSubstr("got data of tensor \"scalar\", expected z.weight"));
-  EXPECT_THAT(refusal([](auto& writer) { writer.append("z.weight", bytes_of("thirteen byte")); }), HasSubstr("got 13 bytes, expected 12 more"));
-  EXPECT_THAT(refusal([](auto& writer) { writer.append("z.weight", bytes_of("four")); }), HasSubstr("8 bytes of tensor \"z.weight\" are missing"));
+  EXPECT_THAT(refusal([](auto& writer) { writer.append("scalar", bytes_of("pqrs")); }),
+              HasSubstr("got data of tensor \"scalar\", expected z.weight"));
+  EXPECT_THAT(refusal([](auto& writer) { writer.append("z.weight", bytes_of("thirteen byte")); }),
+              HasSubstr("got 13 bytes, expected 12 more"));
+  EXPECT_THAT(refusal([](auto& writer) { writer.append("z.weight", bytes_of("four")); }),
+              HasSubstr("8 bytes of tensor \"z.weight\" are missing"));
   EXPECT_TRUE(std::filesystem::is_empty(folder.path()));
 }
 

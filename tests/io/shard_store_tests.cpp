@@ -181,7 +181,8 @@ TEST(ShardStore, ASidecarAloneIsMissing) {
   fs::remove(store.shard_path(5));
 
   EXPECT_EQ(store.state(5).status, ShardStatus::missing);
-  EXPECT_THAT(error_of([&] { store.read(5); }).message(), AllOf(HasSubstr("block_00005.h5"), HasSubstr("no such file")));
+  EXPECT_THAT(error_of([&] { store.read(5); }).message(),
+              AllOf(HasSubstr("block_00005.h5"), HasSubstr("no such file")));
 }
 
 TEST(ShardStore, AnyFlippedBitIsFoundBeforeHdf5SeesTheFile) {
@@ -195,7 +196,9 @@ TEST(ShardStore, AnyFlippedBitIsFoundBeforeHdf5SeesTheFile) {
     flip_bit(path, byte, static_cast<int>(byte % 8));
     EXPECT_EQ(store.state(2).status, ShardStatus::damaged) << byte;
     EXPECT_THAT(store.state(2).reason, HasSubstr("checksum"));
-    EXPECT_THAT(error_of([&] { store.read(2); }).message(), AllOf(HasSubstr("block_00002.h5"), HasSubstr("the shard is damaged"))) << byte;
+    EXPECT_THAT(error_of([&] { store.read(2); }).message(),
+                AllOf(HasSubstr("block_00002.h5"), HasSubstr("the shard is damaged")))
+        << byte;
     flip_bit(path, byte, static_cast<int>(byte % 8));
   }
   EXPECT_EQ(store.state(2).status, ShardStatus::valid);

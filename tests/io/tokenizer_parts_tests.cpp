@@ -36,22 +36,23 @@ TEST_P(Utf8Repair, ReplacesMaximalSubparts) {
 #define GPTQD_R "\xef\xbf\xbd"
 INSTANTIATE_TEST_SUITE_P(
     , Utf8Repair,
-    testing::Values(
-        Repair{"Empty", "", ""}, Repair{"Ascii", "plain ASCII, longer than a word", "plain ASCII, longer than a word"},
-        Repair{"EveryLength", "\u00e9 \u4e2d \U0001f600 \ud7ff\ue000\U0010ffff",
-               "\u00e9 \u4e2d \U0001f600 \ud7ff\ue000\U0010ffff"},
-        Repair{"Nul", std::string("a\0b", 3), std::string("a\0b", 3)},
-        // Unicode 15, tables 3-8 to 3-11.
-        Repair{"Overlong", "\xc0\xaf\xe0\x80\xbf\xf0\x81\x82\x41",
-               GPTQD_R GPTQD_R GPTQD_R GPTQD_R GPTQD_R GPTQD_R GPTQD_R GPTQD_R "A"},
-        Repair{"Surrogates", "\xed\xa0\x80\xed\xbf\xbf\xed\xaf\x41",
-               GPTQD_R GPTQD_R GPTQD_R GPTQD_R GPTQD_R GPTQD_R GPTQD_R GPTQD_R "A"},
-        Repair{"TooLarge", "\xf4\x91\x92\x93\xff\x41\x80\xbf\x42",
-               GPTQD_R GPTQD_R GPTQD_R GPTQD_R GPTQD_R "A" GPTQD_R GPTQD_R "B"},
-        Repair{"Truncated", "\xe1\x80\xe2\xf0\x91\x92\xf1\xbf\x41", GPTQD_R GPTQD_R GPTQD_R GPTQD_R "A"},
-        Repair{"Mixed", "\x61\xf1\x80\x80\xe1\x80\xc2\x62\x80\x63\x80\xbf\x64",
-               "a" GPTQD_R GPTQD_R GPTQD_R "b" GPTQD_R "c" GPTQD_R GPTQD_R "d"},
-        Repair{"CutAtTheEnd", "cut \xf0\x9f\x98", "cut " GPTQD_R}, Repair{"Continuation", "\x80", GPTQD_R}));
+    testing::Values(Repair{"Empty", "", ""},
+                    Repair{"Ascii", "plain ASCII, longer than a word", "plain ASCII, longer than a word"},
+                    Repair{"EveryLength", "\u00e9 \u4e2d \U0001f600 \ud7ff\ue000\U0010ffff",
+                           "\u00e9 \u4e2d \U0001f600 \ud7ff\ue000\U0010ffff"},
+                    Repair{"Nul", std::string("a\0b", 3), std::string("a\0b", 3)},
+                    // Unicode 15, tables 3-8 to 3-11.
+                    Repair{"Overlong", "\xc0\xaf\xe0\x80\xbf\xf0\x81\x82\x41",
+                           GPTQD_R GPTQD_R GPTQD_R GPTQD_R GPTQD_R GPTQD_R GPTQD_R GPTQD_R "A"},
+                    Repair{"Surrogates", "\xed\xa0\x80\xed\xbf\xbf\xed\xaf\x41",
+                           GPTQD_R GPTQD_R GPTQD_R GPTQD_R GPTQD_R GPTQD_R GPTQD_R GPTQD_R "A"},
+                    Repair{"TooLarge", "\xf4\x91\x92\x93\xff\x41\x80\xbf\x42",
+                           GPTQD_R GPTQD_R GPTQD_R GPTQD_R GPTQD_R "A" GPTQD_R GPTQD_R "B"},
+                    Repair{"Truncated", "\xe1\x80\xe2\xf0\x91\x92\xf1\xbf\x41", GPTQD_R GPTQD_R GPTQD_R GPTQD_R "A"},
+                    Repair{"Mixed", "\x61\xf1\x80\x80\xe1\x80\xc2\x62\x80\x63\x80\xbf\x64",
+                           "a" GPTQD_R GPTQD_R GPTQD_R "b" GPTQD_R "c" GPTQD_R GPTQD_R "d"},
+                    Repair{"CutAtTheEnd", "cut \xf0\x9f\x98", "cut " GPTQD_R},
+                    Repair{"Continuation", "\x80", GPTQD_R}));
 #undef GPTQD_R
 
 TEST(Utf8, WritesAndReadsEveryScalarValue) {
@@ -113,9 +114,9 @@ TEST(SplitRegex, GivesUpWithAMessage) {
 TEST(Gpt2Words, FollowUnicode16WhateverPcre2Knows) {
   const SplitRegex regex(gpt2_word_pattern());
 
-  EXPECT_THAT(pieces(regex, "a\U0002ebf0b"), ElementsAre("a\U0002ebf0b"));               // a letter since 15.1
-  EXPECT_THAT(pieces(regex, "1\U00011f50 x"), ElementsAre("1\U00011f50", " x"));         // a number since 15
-  EXPECT_THAT(pieces(regex, "a\u180e b"), ElementsAre("a", "\u180e", " b"));             // no white space
+  EXPECT_THAT(pieces(regex, "a\U0002ebf0b"), ElementsAre("a\U0002ebf0b"));                // a letter since 15.1
+  EXPECT_THAT(pieces(regex, "1\U00011f50 x"), ElementsAre("1\U00011f50", " x"));          // a number since 15
+  EXPECT_THAT(pieces(regex, "a\u180e b"), ElementsAre("a", "\u180e", " b"));              // no white space
   EXPECT_THAT(pieces(regex, "a\u3000\u0085 b"), ElementsAre("a", "\u3000\u0085", " b"));  // white space
 }
 

@@ -37,7 +37,7 @@ std::unique_ptr<Tokenizer> patched(const json& patch) {
 }
 
 json added_token(int id, const std::string& content, const json& flags = json::object()) {
-  json token{{"id", id},         {"content", content}, {"single_word", false}, {"lstrip", false},
+  json token{{"id", id},        {"content", content},  {"single_word", false}, {"lstrip", false},
              {"rstrip", false}, {"normalized", false}, {"special", true}};
   token.update(flags);
   return token;
@@ -129,7 +129,8 @@ TEST(TokenizerOpen, NamesTheFileInMessages) {
 
   const auto error = error_of([&] { Tokenizer::open(folder.path()); });
 
-  EXPECT_THAT(error.message(), HasSubstr((folder / "tokenizer.json").string() + ": normalizer of type NFC is not supported yet;"));
+  EXPECT_THAT(error.message(),
+              HasSubstr((folder / "tokenizer.json").string() + ": normalizer of type NFC is not supported yet;"));
 }
 
 // The expected ids of this and the following tests are those of Hugging Face tokenizers 0.23.3 for the same settings.
@@ -180,7 +181,8 @@ TEST(TokenizerSettings, OldFilesNeedNeitherModelTypeNorRegexFlag) {
 }
 
 TEST(TokenizerSettings, TruncationAndPaddingAreForCallsNotForUs) {
-  const auto tokenizer = patched({{"truncation", {{"max_length", 1}, {"direction", "Right"}}}, {"padding", {{"pad_id", 1}}}});
+  const auto tokenizer =
+      patched({{"truncation", {{"max_length", 1}, {"direction", "Right"}}}, {"padding", {{"pad_id", 1}}}});
 
   EXPECT_THAT(tokenizer->encode("hello", SpecialTokens::none), ElementsAre(266, 79, 316));
 }
@@ -258,8 +260,8 @@ TEST(AddedTokens, TakeWhiteSpaceAlong) {
 }
 
 TEST(AddedTokens, LongestOfTheLeftmostWins) {
-  const auto tokenizer = with_added_tokens({added_token(2848, "<s><s>"), added_token(2849, "quant"),
-                                            added_token(2850, "quantizer")});
+  const auto tokenizer =
+      with_added_tokens({added_token(2848, "<s><s>"), added_token(2849, "quant"), added_token(2850, "quantizer")});
 
   EXPECT_THAT(tokenizer->encode("<s><s><s>quantquantizersquantize", SpecialTokens::none),
               testing::ElementsAreArray({2848, 0, 2849, 2850, 86, 2849, 875}));
@@ -285,8 +287,8 @@ TEST(AddedTokens, NormalizedOnesComeAfterTheOthers) {
 
 TEST(AddedTokens, AreDecodedAsTheLibraryDoes) {
   // Special tokens go, others stay; a token that spells bytes is read as bytes, even an added one.
-  const auto tokenizer = with_added_tokens({added_token(2848, "\u00e9\u00e9", {{"special", false}}),
-                                            added_token(2849, "\u00e9 x", {{"special", false}})});
+  const auto tokenizer = with_added_tokens(
+      {added_token(2848, "\u00e9\u00e9", {{"special", false}}), added_token(2849, "\u00e9 x", {{"special", false}})});
 
   EXPECT_EQ(tokenizer->decode(Ids{2848, 68, 2849, 0}, true), "\ufffd\ufffda\u00e9 x");
   EXPECT_EQ(tokenizer->decode(Ids{2848, 68, 2849, 0}, false), "\ufffd\ufffda\u00e9 x<s>");
@@ -328,24 +330,30 @@ TEST_P(TokenizerRefusal, NamesWhatItRefuses) {
 INSTANTIATE_TEST_SUITE_P(
     , TokenizerRefusal,
     testing::Values(
-        Refusal{"Normalizer", R"({"normalizer": {"type": "Lowercase"}})", "normalizer of type Lowercase is not supported yet"},
+        Refusal{"Normalizer", R"({"normalizer": {"type": "Lowercase"}})",
+                "normalizer of type Lowercase is not supported yet"},
         Refusal{"NoPreTokenizer", R"({"pre_tokenizer": null})", "pre_tokenizer of type null is not supported yet"},
         Refusal{"PreTokenizer", R"({"pre_tokenizer": {"type": "Metaspace"}})", "pre_tokenizer of type Metaspace"},
         Refusal{"PreTokenizerWithoutType", R"({"pre_tokenizer": {"type": null}})", "type"},
-        Refusal{"PreTokenizerSetting", R"({"pre_tokenizer": {"behavior": "x"}})", "pre_tokenizer has a setting \"behavior\""},
+        Refusal{"PreTokenizerSetting", R"({"pre_tokenizer": {"behavior": "x"}})",
+                "pre_tokenizer has a setting \"behavior\""},
         Refusal{"PreTokenizerValue", R"({"pre_tokenizer": {"add_prefix_space": 1}})", "add_prefix_space"},
         Refusal{"NoDecoder", R"({"decoder": null})", "decoder of type null is not supported yet"},
         Refusal{"Decoder", R"({"decoder": {"type": "Fuse"}})", "decoder of type Fuse is not supported yet"},
-        Refusal{"PostProcessor", R"({"post_processor": {"type": "BertProcessing"}})", "post_processor of type BertProcessing"},
-        Refusal{"TwoTemplates",
-                R"({"post_processor": {"type": "Sequence", "single": null, "pair": null, "special_tokens": null, "processors": [
+        Refusal{"PostProcessor", R"({"post_processor": {"type": "BertProcessing"}})",
+                "post_processor of type BertProcessing"},
+        Refusal{
+            "TwoTemplates",
+            R"({"post_processor": {"type": "Sequence", "single": null, "pair": null, "special_tokens": null, "processors": [
           {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A"}}], "special_tokens": {}},
           {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A"}}], "special_tokens": {}}]}})",
-                "two templates"},
+            "two templates"},
         Refusal{"TemplateWithoutText", R"({"post_processor": {"single": []}})", "the text 0 times, expected once"},
-        Refusal{"TemplateTextB", R"({"post_processor": {"single": [{"Sequence": {"id": "B"}}]}})", "the sequence A, got B"},
+        Refusal{"TemplateTextB", R"({"post_processor": {"single": [{"Sequence": {"id": "B"}}]}})",
+                "the sequence A, got B"},
         Refusal{"TemplateUnknownToken", R"({"post_processor": {"single": [{"SpecialToken": {"id": "<x>"}}]}})", "<x>"},
-        Refusal{"TemplateUnknownId", R"({"post_processor": {"special_tokens": {"</s>": {"ids": [9999]}}}})", "9999, which no token"},
+        Refusal{"TemplateUnknownId", R"({"post_processor": {"special_tokens": {"</s>": {"ids": [9999]}}}})",
+                "9999, which no token"},
         Refusal{"TemplatePiece", R"({"post_processor": {"single": [{"Text": "A"}]}})", "a setting \"Text\""},
         Refusal{"TemplateEmptyPiece", R"({"post_processor": {"single": [{}]}})", "neither"},
         Refusal{"Version", R"({"version": "2.0"})", "version 2.0 is not supported yet"},
@@ -354,7 +362,8 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"ModelType", R"({"model": {"type": "Unigram"}})", "model of type Unigram is not supported yet"},
         Refusal{"ModelSetting", R"({"model": {"max_input_chars_per_word": 5}})", "model has a setting"},
         Refusal{"Dropout", R"({"model": {"dropout": 0.1}})", "model.dropout other than 0"},
-        Refusal{"SubwordPrefix", R"({"model": {"continuing_subword_prefix": "##"}})", "continuing_subword_prefix \"##\""},
+        Refusal{"SubwordPrefix", R"({"model": {"continuing_subword_prefix": "##"}})",
+                "continuing_subword_prefix \"##\""},
         Refusal{"WordSuffix", R"({"model": {"end_of_word_suffix": "</w>"}})", "end_of_word_suffix \"</w>\""},
         Refusal{"ByteFallback", R"({"model": {"byte_fallback": true}})", "model.byte_fallback"},
         Refusal{"NoVocabulary", R"({"model": {"vocab": null}})", "no \"vocab\""},
@@ -364,28 +373,31 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"IdThatIsNoNumber", R"({"model": {"vocab": {"new": "7"}}})", "new"},
         Refusal{"NoMerges", R"({"model": {"merges": null}})", "no \"merges\""},
         Refusal{"MergeOfUnknown", R"({"model": {"merges": ["qqq u"]}})", "the left part \"qqq\" is not in model.vocab"},
-        Refusal{"MergeWithUnknown", R"({"model": {"merges": ["a qqq"]}})", "the right part \"qqq\" is not in model.vocab"},
+        Refusal{"MergeWithUnknown", R"({"model": {"merges": ["a qqq"]}})",
+                "the right part \"qqq\" is not in model.vocab"},
         Refusal{"MergeToUnknown", R"({"model": {"merges": [["q", "Q"]]}})", "the result \"qQ\" is not in model.vocab"},
         Refusal{"MergeOfThree", R"({"model": {"merges": ["a b c"]}})", "model.merges[0] is \"a b c\""},
         Refusal{"MergeOfNothing", R"({"model": {"merges": ["a b", 7]}})", "model.merges"},
-        Refusal{"AddedTokenAtOtherId",
-                R"({"added_tokens": [{"id": 2848, "content": "</s>", "single_word": false, "lstrip": false, "rstrip": false,
+        Refusal{
+            "AddedTokenAtOtherId",
+            R"({"added_tokens": [{"id": 2848, "content": "</s>", "single_word": false, "lstrip": false, "rstrip": false,
           "normalized": false, "special": true}]})",
-                "\"</s>\" has the id 2848 here and 2 in model.vocab"},
-        Refusal{"AddedTokenAtTakenId",
-                R"({"added_tokens": [{"id": 7, "content": "<new>", "single_word": false, "lstrip": false, "rstrip": false,
+            "\"</s>\" has the id 2848 here and 2 in model.vocab"},
+        Refusal{
+            "AddedTokenAtTakenId",
+            R"({"added_tokens": [{"id": 7, "content": "<new>", "single_word": false, "lstrip": false, "rstrip": false,
           "normalized": false, "special": true}]})",
-                "both have the id 7"},
+            "both have the id 7"},
         Refusal{"EmptyAddedToken",
                 R"({"added_tokens": [{"id": 2848, "content": "", "single_word": false, "lstrip": false, "rstrip": false,
           "normalized": false, "special": true}]})",
                 "content is empty"},
-        Refusal{"AddedTokenSetting", R"({"added_tokens": [{"id": 2848, "content": "x", "fuzzy": true}]})", "a setting \"fuzzy\""},
+        Refusal{"AddedTokenSetting", R"({"added_tokens": [{"id": 2848, "content": "x", "fuzzy": true}]})",
+                "a setting \"fuzzy\""},
         Refusal{"AddedTokensNoList", R"({"added_tokens": {}})", "added_tokens is object"}));
 
 TEST(TokenizerRefusals, AddedTokenTwice) {
-  const auto error =
-      error_of([] { with_added_tokens({added_token(2848, "<new>"), added_token(2849, "<new>")}); });
+  const auto error = error_of([] { with_added_tokens({added_token(2848, "<new>"), added_token(2849, "<new>")}); });
 
   EXPECT_THAT(error.message(), HasSubstr("\"<new>\" is there twice"));
 }

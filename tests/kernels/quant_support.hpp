@@ -3,12 +3,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "kernels/backend.hpp"
 #include "tests/reference/matrix.hpp"
+#include "tests/reference/random.hpp"
 
 namespace gptqd::test {
 
@@ -122,7 +124,7 @@ struct Layer {
 };
 
 struct SolveSettings {
-  GridSpec grid;
+  GridSpec grid{};
   bool dynamic_grids = false;
   std::int64_t block = 128;
   std::int64_t row_tile = 64;

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "gptq/quant_spec.hpp"
 #include "io/json_file.hpp"
 #include "pipeline/family.hpp"
 #include "pipeline/fingerprint.hpp"

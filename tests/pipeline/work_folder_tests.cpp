@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "pipeline/fingerprint.hpp"
 #include "tests/pipeline/error_of.hpp"
 #include "tests/support/run_command.hpp"
 

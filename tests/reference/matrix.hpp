@@ -7,7 +7,7 @@
 
 namespace gptqd::reference {
 
-/// Dense, row-major, zero at first.
+/// Dense, row-major, zero at first unless a value is given.
 template <class T>
 struct Matrix {
   std::int64_t rows = 0;
@@ -15,10 +15,22 @@ struct Matrix {
   std::vector<T> data;
 
   Matrix() = default;
-  Matrix(std::int64_t rows_, std::int64_t cols_)
-      : rows(rows_), cols(cols_), data(static_cast<std::size_t>(rows_ * cols_)) {}
+  Matrix(std::int64_t rows_, std::int64_t cols_, T value = T{})
+      : rows(rows_), cols(cols_), data(static_cast<std::size_t>(rows_ * cols_), value) {}
   T& operator()(std::int64_t r, std::int64_t c) { return data[static_cast<std::size_t>(r * cols + c)]; }
   const T& operator()(std::int64_t r, std::int64_t c) const { return data[static_cast<std::size_t>(r * cols + c)]; }
+  TensorView<T, 2> view() { return {data.data(), {rows, cols}}; }
+  ConstTensorView<T, 2> view() const { return {data.data(), {rows, cols}}; }
+  /// Element by element.
+  template <class U>
+  Matrix<U> as() const {
+    Matrix<U> result(rows, cols);
+    for (std::size_t i = 0; i < data.size(); ++i) {
+      result.data[i] = static_cast<U>(data[i]);
+    }
+    return result;
+  }
+  bool operator==(const Matrix&) const = default;
 };
 
 /// A·B.

@@ -49,7 +49,7 @@ TYPED_TEST(GramPanel, MatchesReferenceOverSeveralTilesAndChunks) {
   };
   // One element; less than a tile; one over a tile and a chunk; a panel of whole tiles.
   for (const auto& [tokens, m, w] : {Case{1, 1, 1}, Case{37, 45, 45}, Case{2049, 300, 257}, Case{64, 520, 256}}) {
-    const auto x = random_normal(tokens, m, 3).as<TypeParam>();
+    const auto x = random_normal(tokens, m, 3).template as<TypeParam>();
 
     const auto panel = gram(cpu, x, w);
 

@@ -64,19 +64,26 @@ Layer<T> solved(Cpu& cpu, const std::vector<Panel<T>>& panels, const Matrix<doub
   return layer;
 }
 
-struct Shape2 {
+struct SolveShape {
   std::int64_t rows, n, width, block, group;
 };
 
-class SolveShapes : public ::testing::TestWithParam<std::tuple<Shape2, int, bool, bool>> {};
+std::string solve_shape_name(const ::testing::TestParamInfo<std::tuple<SolveShape, int, bool, bool>>& info) {
+  const auto& [shape, bits, symmetric, dynamic] = info.param;
+  return fmt::format("{}x{}_{}bits_{}_{}{}", shape.rows, shape.n, bits, symmetric ? "symmetric" : "asymmetric",
+                     dynamic ? "dynamic" : "given", shape.width > shape.n ? "_one_panel" : "");
+}
+
+class SolveShapes : public ::testing::TestWithParam<std::tuple<SolveShape, int, bool, bool>> {};
 INSTANTIATE_TEST_SUITE_P(
     , SolveShapes,
-    ::testing::Combine(::testing::Values(Shape2{1, 1, 4, 4, 1},        // one weight
-                                         Shape2{67, 150, 64, 32, 16},  // short panel, short block, short tile
-                                         Shape2{20, 150, 300, 32, 8},  // one panel with a short block
-                                         Shape2{20, 97, 24, 24, 24},   // panels of one block; a short group
-                                         Shape2{64, 128, 64, 64, 32}),
-                       ::testing::Values(2, 4), ::testing::Bool(), ::testing::Bool()));
+    ::testing::Combine(::testing::Values(SolveShape{1, 1, 4, 4, 1},        // one weight
+                                         SolveShape{67, 150, 64, 32, 16},  // short panel, short block, short tile
+                                         SolveShape{20, 150, 300, 32, 8},  // one panel with a short block
+                                         SolveShape{20, 97, 24, 24, 24},   // panels of one block; a short group
+                                         SolveShape{64, 128, 64, 64, 32}),
+                       ::testing::Values(2, 4), ::testing::Bool(), ::testing::Bool()),
+    solve_shape_name);
 
 TEST_P(SolveShapes, InDoublePrecisionMatchReferenceExactly) {
   const auto& [shape, bits, symmetric, dynamic] = GetParam();
@@ -131,7 +138,11 @@ TEST_P(SolveShapes, InSinglePrecisionHaveTheLossOfDoublePrecision) {
 
 /// The classic algorithm against panels: the processing order i is the factor order a = n − 1 − i.
 class SolveClassic : public ::testing::TestWithParam<std::tuple<int, bool>> {};
-INSTANTIATE_TEST_SUITE_P(, SolveClassic, ::testing::Combine(::testing::Values(2, 3, 4, 8), ::testing::Bool()));
+INSTANTIATE_TEST_SUITE_P(, SolveClassic, ::testing::Combine(::testing::Values(2, 3, 4, 8), ::testing::Bool()),
+                         [](const auto& info) {
+                           return fmt::format("{}bits_{}", std::get<0>(info.param),
+                                              std::get<1>(info.param) ? "symmetric" : "asymmetric");
+                         });
 
 TEST_P(SolveClassic, GivesTheCodesOfCholeskyInverseCholesky) {
   const auto [bits, symmetric] = GetParam();

@@ -117,6 +117,11 @@ struct Stored {
   double largest;
 };
 
+std::string dequantize_name(const ::testing::TestParamInfo<std::tuple<int, Stored, bool>>& info) {
+  const auto& [bits, stored, many_groups] = info.param;
+  return fmt::format("{}bits_{}_{}", bits, name_of(stored.dtype), many_groups ? "small_groups" : "large_groups");
+}
+
 class Dequantize : public ::testing::TestWithParam<std::tuple<int, Stored, bool>> {
  protected:
   template <class Weight>
@@ -172,7 +177,8 @@ INSTANTIATE_TEST_SUITE_P(, Dequantize,
                                             ::testing::Values(Stored{DType::f16, 11, -14, 65504},
                                                               Stored{DType::bf16, 8, -126, 3.3e38},
                                                               Stored{DType::f32, 24, -126, 3.4e38}),
-                                            ::testing::Bool()));
+                                            ::testing::Bool()),
+                         dequantize_name);
 
 TEST_P(Dequantize, RoundsOnceIntoWiderTypes) {
   check<float>(DType::f32);
