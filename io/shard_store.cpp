@@ -329,10 +329,9 @@ std::vector<std::byte> build_image(const BlockShard& shard) {
 }
 
 BlockShard read_image(std::span<const std::byte> image, const std::string& name) {
-  // Neither copied nor released by the library; without H5LT_FILE_IMAGE_OPEN_RW it does not write to it either.
-  const Handle file(H5LTopen_file_image(const_cast<std::byte*>(image.data()), image.size(),
-                                        H5LT_FILE_IMAGE_DONT_COPY | H5LT_FILE_IMAGE_DONT_RELEASE),
-                    H5Fclose, "H5LTopen_file_image");
+  // Read-only. The library works on its own copy: without one (H5LT_FILE_IMAGE_DONT_COPY) 1.10 leaks memory at each call.
+  const Handle file(H5LTopen_file_image(const_cast<std::byte*>(image.data()), image.size(), 0), H5Fclose,
+                    "H5LTopen_file_image");
   const ObjectReader reader(file, name);
   const std::int64_t version = reader.integer("format_version");
   if (version != format_version) {

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs with apt what gptq-dist needs and this machine lacks (Debian 12, Ubuntu 24.04 and newer).
+# Installs with apt what gptq-dist needs and this machine lacks (Debian 12 and Ubuntu 24.04).
 #   jobs/install_dependencies.sh [PACKAGE...]     PACKAGE: more to install, for example clang
 # Where nothing is missing it changes nothing and asks for no rights.
 set -euo pipefail

@@ -27,8 +27,8 @@ say "build, warnings are errors"
 build cpu -DGPTQD_WERROR=ON -DGPTQD_TESTS=ON all gptqd_benchmarks
 
 say "fuzzing, $fuzz_seconds s a target"
-if printf 'extern "C" int LLVMFuzzerTestOneInput(const unsigned char*, unsigned long) { return 0; }' |
-  clang++ -x c++ -fsanitize=fuzzer,address - -o build/has_fuzzer 2>/dev/null; then
+probe='extern "C" int LLVMFuzzerTestOneInput(const unsigned char*, unsigned long) { return 0; }'
+if clang++ -fsanitize=fuzzer,address,undefined -x c++ - -o build/has_fuzzer <<<"$probe" 2>/dev/null; then
   build fuzz -DGPTQD_WERROR=ON safetensors_header
   fuzz safetensors_header
 else

@@ -2,7 +2,6 @@
 /// @file What every validate() checks of its tensors, with messages that say what was got and what was expected.
 #include <algorithm>
 #include <initializer_list>
-#include <source_location>
 #include <string>
 #include <string_view>
 
@@ -14,7 +13,7 @@ namespace gptqd::checks {
 /// Throws ErrorKind::internal "operation: message" unless `holds`: callers check users' data before.
 template <class Message>
 void expect(bool holds, std::string_view operation, Message&& message,
-            std::source_location location = std::source_location::current()) {
+            SourceLocation location = SourceLocation::current()) {
   if (!holds) {
     throw Error(ErrorKind::internal, fmt::format("{}: {}", operation, message()), location);
   }
@@ -23,7 +22,7 @@ void expect(bool holds, std::string_view operation, Message&& message,
 /// A tensor of exactly this shape, with memory behind it and rows that do not overlap.
 template <class View, std::size_t Rank>
 void expect_tensor(const View& view, const std::array<std::int64_t, Rank>& shape, std::string_view operation,
-                   std::string_view name, std::source_location location = std::source_location::current()) {
+                   std::string_view name, SourceLocation location = SourceLocation::current()) {
   expect(view.shape == shape, operation, [&] {
     return fmt::format("{} is {}, expected {}", name, to_string(view.shape), to_string(shape));
   }, location);
@@ -46,7 +45,7 @@ void expect_tensor(const View& view, const std::array<std::int64_t, Rank>& shape
 template <class View, std::size_t Rank>
 void expect_tensor(const View& view, const std::array<std::int64_t, Rank>& shape, std::initializer_list<DType> dtypes,
                    std::string_view operation, std::string_view name,
-                   std::source_location location = std::source_location::current()) {
+                   SourceLocation location = SourceLocation::current()) {
   expect(std::find(dtypes.begin(), dtypes.end(), view.dtype) != dtypes.end(), operation, [&] {
     std::string names;
     for (const auto dtype : dtypes) {
@@ -59,7 +58,7 @@ void expect_tensor(const View& view, const std::array<std::int64_t, Rank>& shape
 
 /// The widths of codes that the formats know.
 inline void expect_bits(int bits, std::string_view operation,
-                        std::source_location location = std::source_location::current()) {
+                        SourceLocation location = SourceLocation::current()) {
   expect(bits == 2 || bits == 3 || bits == 4 || bits == 8, operation, [&] {
     return fmt::format("bits = {}, expected 2, 3, 4 or 8", bits);
   }, location);

@@ -1,7 +1,6 @@
 #pragma once
 /// @file Whether two matrices share memory: for operations that must not write what they still read.
 #include <cstdint>
-#include <source_location>
 #include <string_view>
 
 #include "kernels/checks.hpp"
@@ -41,7 +40,7 @@ inline bool are_disjoint(const ConstAnyView<2>& a, const ConstAnyView<2>& b) {
 
 inline void expect_disjoint(const ConstAnyView<2>& written, std::string_view written_name, const ConstAnyView<2>& read,
                             std::string_view read_name, std::string_view operation,
-                            std::source_location location = std::source_location::current()) {
+                            SourceLocation location = SourceLocation::current()) {
   expect(are_disjoint(written, read), operation, [&] {
     return fmt::format("{} {} overlaps {} {}, expected separate memory", written_name, to_string(written.shape), read_name,
                        to_string(read.shape));

@@ -14,8 +14,8 @@ std::string_view short_name(std::string_view path) {
   return before == std::string_view::npos ? path : path.substr(before + 1);
 }
 
-std::string line(std::string_view text, const std::source_location& location) {
-  return fmt::format("{} [{}:{}]", text, short_name(location.file_name()), location.line());
+std::string line(std::string_view text, const SourceLocation& location) {
+  return fmt::format("{} [{}:{}]", text, short_name(location.file), location.line);
 }
 
 }  // namespace
@@ -38,10 +38,10 @@ int exit_code(ErrorKind kind) noexcept {
   return 70;
 }
 
-Error::Error(ErrorKind kind, std::string message, std::source_location location)
+Error::Error(ErrorKind kind, std::string message, SourceLocation location)
     : kind_(kind), message_(std::move(message)), what_(line(message_, location)) {}
 
-void Error::add_context(std::string_view context, std::source_location location) {
+void Error::add_context(std::string_view context, SourceLocation location) {
   contexts_.insert(contexts_.begin(), fmt::format("while {}", context));
   what_ = line(contexts_.front(), location) + "\n" + what_;
 }

@@ -3,11 +3,12 @@
 #include <fmt/format.h>
 
 #include <exception>
-#include <source_location>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
+
+#include "kernels/base/source_location.hpp"
 
 namespace gptqd {
 
@@ -33,7 +34,7 @@ int exit_code(ErrorKind kind) noexcept;
 /// @endcode
 class Error : public std::exception {
  public:
-  explicit Error(ErrorKind kind, std::string message, std::source_location location = std::source_location::current());
+  explicit Error(ErrorKind kind, std::string message, SourceLocation location = SourceLocation::current());
 
   ErrorKind kind() const noexcept { return kind_; }
   /// The message alone, without contexts and locations: the line for users.
@@ -43,7 +44,7 @@ class Error : public std::exception {
   const char* what() const noexcept override { return what_.c_str(); }
 
   /// Puts a context in front of those that are there.
-  void add_context(std::string_view context, std::source_location location = std::source_location::current());
+  void add_context(std::string_view context, SourceLocation location = SourceLocation::current());
 
   /// "while a: while b: message" in one line, for the final report of a rank.
   std::string one_line() const;
@@ -58,7 +59,7 @@ class Error : public std::exception {
 /// Runs `body`; an Error that leaves it gains the context "while <doing>". Other exceptions become ErrorKind::internal.
 template <class Body>
 decltype(auto) with_context(std::string_view doing, Body&& body,
-                            std::source_location location = std::source_location::current()) {
+                            SourceLocation location = SourceLocation::current()) {
   try {
     return std::forward<Body>(body)();
   } catch (Error& error) {
@@ -73,7 +74,7 @@ decltype(auto) with_context(std::string_view doing, Body&& body,
 
 /// Throws ErrorKind::internal unless `condition` holds: for preconditions of our own functions.
 inline void require(bool condition, std::string_view message,
-                    std::source_location location = std::source_location::current()) {
+                    SourceLocation location = SourceLocation::current()) {
   if (!condition) {
     throw Error(ErrorKind::internal, std::string(message), location);
   }

@@ -1,5 +1,7 @@
 #pragma once
 /// @file Runs of the program gptq-dist on the demo model, and what they leave on disk.
+#include <fmt/format.h>
+
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
