@@ -20,6 +20,8 @@ target_include_directories(gptqd_settings INTERFACE "${PROJECT_SOURCE_DIR}" "${P
 # No contraction to fused multiply-add: our own loops give the same bits on every instruction set.
 target_compile_options(gptqd_settings INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wconversion -ffp-contract=off>
+  # GCC 12 and 13 warn of std::string's own operator+ (GCC bug 105651).
+  $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-restrict>
   $<$<AND:$<BOOL:${GPTQD_WERROR}>,$<COMPILE_LANGUAGE:CXX>>:-Werror>)
 if(GPTQD_SANITIZE)
   target_compile_options(gptqd_settings INTERFACE

@@ -70,8 +70,7 @@ class Group {
   std::vector<std::byte> broadcast_bytes(std::vector<std::byte> data_at_root, int root, std::string_view what);
   std::string broadcast_string(std::string text_at_root, int root, std::string_view what);
   template <class T>
-    requires(std::is_trivially_copyable_v<T>)
-  T broadcast_value(T value_at_root, int root, std::string_view what) {
+  requires(std::is_trivially_copyable_v<T>) T broadcast_value(T value_at_root, int root, std::string_view what) {
     broadcast(std::as_writable_bytes(std::span(&value_at_root, 1)), root, what);
     return value_at_root;
   }

@@ -80,8 +80,8 @@ class WaitScope {
   int id_;
 };
 
-/// How a wait divides its time: polling with yields for `spin`, then again and again a sleep, 20 us at first, growing to
-/// `longest_sleep`, and polling for `burst`.
+/// How a wait divides its time: polling with yields for `spin`, then again and again a sleep, 20 us at first, growing
+/// to `longest_sleep`, and polling for `burst`.
 struct Patience {
   std::chrono::microseconds spin{50};
   std::chrono::microseconds longest_sleep{1000};

@@ -47,8 +47,8 @@ std::optional<std::string> StallJudge::verdict(Time now) const {
   const auto present = [](const Rank& rank) { return !rank.left; };
   for (std::size_t r = 0; r < ranks_.size(); ++r) {
     if (present(ranks_[r]) && now - ranks_[r].heard >= stall_) {
-      return fmt::format("rank {} has been silent for {:.3g} s{}: stopped, or its node is unreachable", r, stall_.count(),
-                         in_parentheses(ranks_[r].status.activity));
+      return fmt::format("rank {} has been silent for {:.3g} s{}: stopped, or its node is unreachable", r,
+                         stall_.count(), in_parentheses(ranks_[r].status.activity));
     }
   }
   // A rank whose reports stopped is judged by its silence, not by the last thing it said.
@@ -60,11 +60,10 @@ std::optional<std::string> StallJudge::verdict(Time now) const {
           r, stall_.count(), in_parentheses(ranks_[r].status.activity));
     }
   }
-  const bool deadlock =
-      std::any_of(ranks_.begin(), ranks_.end(), present) &&
-      std::all_of(ranks_.begin(), ranks_.end(), [&](const Rank& rank) {
-        return rank.left || (is_recent(rank, now) && now - rank.waiting_since >= stall_);
-      });
+  const bool deadlock = std::any_of(ranks_.begin(), ranks_.end(), present) &&
+                        std::all_of(ranks_.begin(), ranks_.end(), [&](const Rank& rank) {
+                          return rank.left || (is_recent(rank, now) && now - rank.waiting_since >= stall_);
+                        });
   if (!deadlock) {
     return std::nullopt;
   }

@@ -67,7 +67,8 @@ void TreeSum::push(Stream& stream, LeafRange node) {
 void TreeSum::push(Stream& stream, Node node) {
   const auto range = node.leaves;
   require(nodes_of(range).size() == 1 && range.end() <= leaves_,
-          fmt::format("tree of partial sums: leaves [{}, {}) are no node of a tree of {}", range.first, range.end(), leaves_));
+          fmt::format("tree of partial sums: leaves [{}, {}) are no node of a tree of {}", range.first, range.end(),
+                      leaves_));
   require(stack_.empty() || stack_.back().leaves.end() == range.first,
           fmt::format("tree of partial sums: leaf {} pushed out of order, expected {}", range.first,
                       stack_.empty() ? range.first : stack_.back().leaves.end()));

@@ -35,7 +35,8 @@ class LongHostStep {
 /// All ranks of the job. One object a process, from MPI_Init_thread to MPI_Finalize.
 ///
 /// A watchdog thread of each rank reports {ticks, waiting or not and for what, activity} to rank 0 several times per
-/// stall_seconds over a communicator of its own, and rank 0 answers. The job ends with one message and exit code 70 when
+/// stall_seconds over a communicator of its own, and rank 0 answers. The job ends with one message and exit code 70
+/// when
 ///  - a rank has been silent for stall_seconds: it was stopped or its node is unreachable;
 ///  - a rank computes (neither waiting for others nor in a long host step) and has not ticked for stall_seconds;
 ///  - all ranks wait and none has ticked for stall_seconds: they wait for one another.
@@ -83,8 +84,8 @@ class World {
   std::unique_ptr<Impl> impl_;
 };
 
-/// This process's rank as its launcher's environment tells it (OMPI_COMM_WORLD_RANK, PMIX_RANK, SLURM_PROCID), 0 if none
-/// does: so that errors before World::start are printed once.
+/// This process's rank as its launcher's environment tells it (OMPI_COMM_WORLD_RANK, PMIX_RANK, SLURM_PROCID), 0 if
+/// none does: so that errors before World::start are printed once.
 int launcher_rank();
 
 }  // namespace gptqd::comm

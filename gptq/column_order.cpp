@@ -12,7 +12,8 @@ std::vector<std::int32_t> processing_order(std::int64_t columns, ActOrder act_or
   std::vector<std::int32_t> order(static_cast<std::size_t>(columns));
   std::iota(order.begin(), order.end(), 0);
   if (act_order != ActOrder::none) {
-    require(std::ssize(diagonal) == columns, "column order: the diagonal of H has another length than the layer's columns");
+    require(std::ssize(diagonal) == columns,
+            "column order: the diagonal of H has another length than the layer's columns");
     std::stable_sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) {
       return diagonal[static_cast<std::size_t>(a)] > diagonal[static_cast<std::size_t>(b)];
     });

@@ -16,8 +16,8 @@ struct GroupMap {
 };
 
 /// Three numberings of n columns. Original order is the checkpoint's. Processing order is the one in which columns are
-/// quantized. Factor order is its reverse, so that H = L Lᵀ of the columns in factor order is H = U Uᵀ of the columns in
-/// processing order (docs/numerics.md): the column quantized i-th is factor column n − 1 − i.
+/// quantized. Factor order is its reverse, so that H = L Lᵀ of the columns in factor order is H = U Uᵀ of the columns
+/// in processing order (docs/numerics.md): the column quantized i-th is factor column n − 1 − i.
 struct ColumnOrder {
   std::vector<std::int32_t> index;     ///< [n] factor order: the original column
   std::vector<std::int32_t> position;  ///< [n] original order: the column in factor order

@@ -27,18 +27,18 @@ DampedDiagonal damp(std::span<const double> diagonal, double damping, const Quan
 
 /// L, if some damping made H positive definite.
 struct Factorization {
-  std::optional<Panels> factor;   ///< lower triangular, columns in factor order, of dtype spec.solver
-  DampedDiagonal diagonal;        ///< of the last attempt
-  double damping = 0;             ///< λ of the last attempt
-  int retries = 0;                ///< attempts beyond the first
+  std::optional<Panels> factor;  ///< lower triangular, columns in factor order, of dtype spec.solver
+  DampedDiagonal diagonal;       ///< of the last attempt
+  double damping = 0;            ///< λ of the last attempt
+  int retries = 0;               ///< attempts beyond the first
 };
 
 /// Tries λ = spec.damping, then ten times as much, up to 1.
 ///
 /// Right-looking over panels with look-ahead 1: the owner factors a panel and sends it; every rank updates its own
 /// panels, the next one first. Works on a copy, so that H survives: H and L together take n² elements over all ranks,
-/// as much as one whole H. An attempt that fails runs to its end: ranks compare notes once an attempt, not once a panel.
-/// Collective, blocks the host.
+/// as much as one whole H. An attempt that fails runs to its end: ranks compare notes once an attempt, not once a
+/// panel. Collective, blocks the host.
 /// @param diagonal  [n] of H, factor order, the same on all ranks
 Factorization factorize(Team& team, const Panels& hessian, std::span<const double> diagonal, const QuantSpec& spec);
 

@@ -63,11 +63,12 @@ HessianSource::HessianSource(Team& team, const HessianInput& input, std::int64_t
     const auto& matrix = *input.matrix;
     if (!input.leaves.empty() || matrix.shape != Shape<2>{columns, columns} || !matrix.is_dense() ||
         (matrix.dtype != DType::f32 && matrix.dtype != DType::f64)) {
-      throw Error(ErrorKind::internal,
-                  fmt::format("Hessian of {}: got a matrix {} {} beside {} leaves, expected a dense F32 or F64 matrix [{}, "
-                              "{}] and no leaves",
-                              layer_, gptqd::name_of(matrix.dtype), to_string(matrix.shape), input.leaves.size(), columns,
-                              columns));
+      throw Error(
+          ErrorKind::internal,
+          fmt::format("Hessian of {}: got a matrix {} {} beside {} leaves, expected a dense F32 or F64 matrix [{}, "
+                      "{}] and no leaves",
+                      layer_, gptqd::name_of(matrix.dtype), to_string(matrix.shape), input.leaves.size(), columns,
+                      columns));
     }
     matrix_ = download(team, matrix);
     if (!std::all_of(matrix_.begin(), matrix_.end(), [](double value) { return std::isfinite(value); })) {
@@ -114,10 +115,9 @@ std::vector<double> HessianSource::diagonal() {
       for (const auto& chunk : input_.leaves[static_cast<std::size_t>(i)].chunks) {
         if (chunk.rows() > 0) {
           team_.backend.column_square_sums(
-              team_.stream,
-              {.x = chunk,
-               .sums = device.view<double, 1>({columns_}, i * columns_ * size_of(DType::f64)),
-               .accumulate = true});
+              team_.stream, {.x = chunk,
+                             .sums = device.view<double, 1>({columns_}, i * columns_ * size_of(DType::f64)),
+                             .accumulate = true});
         }
       }
     }
@@ -180,9 +180,10 @@ void HessianSource::accumulate(Panels& panels, const DeviceOrder& order) {
   const Buffer scratch = scratch_bytes > 0 ? backend.allocate(scratch_bytes) : Buffer();
   const auto shape_of = [&](int k) { return Shape<2>{layout.at(k).rows, layout.at(k).cols}; };
   // The widest panel comes first in the order of the factorization, so the tree's buffers are made once.
-  comm::TreeSum tree({.allocate = [&](std::int64_t bytes) { return backend.allocate(bytes); },
-                      .add = [&](Stream& on, AnyView<2> sum, ConstAnyView<2> x) { backend.add(on, {.x = x, .y = sum}); }},
-                     panels.dtype(), shape_of(layout.count() - 1), leaves_);
+  comm::TreeSum tree(
+      {.allocate = [&](std::int64_t bytes) { return backend.allocate(bytes); },
+       .add = [&](Stream& on, AnyView<2> sum, ConstAnyView<2> x) { backend.add(on, {.x = x, .y = sum}); }},
+      panels.dtype(), shape_of(layout.count() - 1), leaves_);
   for (int k = layout.count() - 1; k >= 0; --k) {
     const auto shape = layout.at(k);
     tree.restart(shape_of(k));
@@ -194,8 +195,8 @@ void HessianSource::accumulate(Panels& panels, const DeviceOrder& order) {
           continue;
         }
         const auto x = scratch.any_view<2>(chunk.dtype, {chunk.rows(), shape.rows});
-        backend.gather_columns(
-            stream, {.x = chunk, .index = order.index().slice_rows(shape.first, shape.rows), .y = x});
+        backend.gather_columns(stream,
+                               {.x = chunk, .index = order.index().slice_rows(shape.first, shape.rows), .y = x});
         backend.gram_panel(stream, {.x = x, .panel = sum, .accumulate = accumulate});
         accumulate = true;
       }
@@ -227,10 +228,11 @@ void HessianSource::throw_not_finite(const std::string& what) {
   if (first != answers.end()) {
     answer.assign(reinterpret_cast<const char*>(first->data()), first->size());
   }
-  throw Error(ErrorKind::input,
-              fmt::format("Hessian of {} is not finite: {}; check the checkpoint's weights, or remove that sample from the "
-                          "calibration text",
-                          layer_, answer.empty() ? what : answer));
+  throw Error(
+      ErrorKind::input,
+      fmt::format("Hessian of {} is not finite: {}; check the checkpoint's weights, or remove that sample from the "
+                  "calibration text",
+                  layer_, answer.empty() ? what : answer));
 }
 
 }  // namespace gptqd::gptq

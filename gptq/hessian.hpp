@@ -22,8 +22,9 @@ struct LeafInput {
 /// Where H comes from: activations (this rank's leaves, contiguous and ascending), or a given matrix (tools, tests).
 struct HessianInput {
   std::vector<LeafInput> leaves;
-  std::int64_t tokens = 0;                     ///< of all ranks together
-  std::optional<ConstAnyView<2>> matrix;       ///< [cols, cols] f32 or f64 on the device, the same on every rank; instead of leaves
+  std::int64_t tokens = 0;  ///< of all ranks together
+  std::optional<ConstAnyView<2>>
+      matrix;  ///< [cols, cols] f32 or f64 on the device, the same on every rank; instead of leaves
   /// Called when H is not finite: names the first offending sample of this rank, or nothing.
   std::function<std::optional<std::string>()> find_non_finite;
 };

@@ -54,10 +54,11 @@ LayerRecord LayerRecord::from_json(const nlohmann::json& json) {
     json.at("dead_columns").get_to(record.dead_columns);
     return record;
   } catch (const nlohmann::json::exception& error) {
-    throw Error(ErrorKind::input,
-                fmt::format("layer record: got \"{}\"; the shard was written by another version: remove it, and its block "
-                            "is quantized again",
-                            error.what()));
+    throw Error(
+        ErrorKind::input,
+        fmt::format("layer record: got \"{}\"; the shard was written by another version: remove it, and its block "
+                    "is quantized again",
+                    error.what()));
   }
 }
 

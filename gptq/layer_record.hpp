@@ -21,9 +21,9 @@ struct LayerRecord {
   std::optional<double> weight_norm;  ///< tr(WHWᵀ), the denominator
   double min_scale = 0;
   double max_scale = 0;
-  std::int64_t saturated_codes = 0;   ///< codes at 0 or 2^bits − 1, more than half a step from their weight
-  std::int64_t dead_columns = 0;      ///< columns with H_ii = 0
-  double seconds = 0;                 ///< this linear's share of its group, wall; never part of the artifact or shard
+  std::int64_t saturated_codes = 0;  ///< codes at 0 or 2^bits − 1, more than half a step from their weight
+  std::int64_t dead_columns = 0;     ///< columns with H_ii = 0
+  double seconds = 0;                ///< this linear's share of its group, wall; never part of the artifact or shard
 
   /// Everything but `seconds`: what a shard stores.
   nlohmann::json to_json() const;

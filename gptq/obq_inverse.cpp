@@ -28,8 +28,8 @@ Buffer stack_on_identity(Team& team, const Panels& hessian) {
       exchange.start(k + 1);
     }
     const auto shape = hessian.layout().at(k);
-    backend.convert(team.stream, {.x = panel,
-                                  .y = whole.slice_rows(shape.first, shape.rows).slice_cols(shape.first, shape.cols)});
+    backend.convert(team.stream,
+                    {.x = panel, .y = whole.slice_rows(shape.first, shape.rows).slice_cols(shape.first, shape.cols)});
   }
   team.stream.synchronize();
   return stack;
@@ -60,10 +60,11 @@ Buffer invert_hessian(Team& team, const Panels& hessian, std::span<const double>
   backend.copy_to_host(stream, &status, device_status.data(), size_of(DType::i32));
   stream.synchronize();
   if (status != 0) {
-    throw Error(ErrorKind::input,
-                fmt::format("Hessian of {}: leading minor {} of [{}, {}] is not positive definite in F64, though its factor "
-                            "exists in panels; raise --damping, or use --method gptq",
-                            layer, status, n, n));
+    throw Error(
+        ErrorKind::input,
+        fmt::format("Hessian of {}: leading minor {} of [{}, {}] is not positive definite in F64, though its factor "
+                    "exists in panels; raise --damping, or use --method gptq",
+                    layer, status, n, n));
   }
   for (std::int64_t r = 0; r < n; ++r) {
     for (std::int64_t c = 0; c <= r; ++c) {

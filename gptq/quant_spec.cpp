@@ -43,7 +43,8 @@ Enum find_value(const std::array<Named<Enum>, N>& table, std::string_view option
     }
     names.push_back(entry.name);
   }
-  throw Error(ErrorKind::usage, fmt::format("{}: got \"{}\", expected one of {}", option, name, fmt::join(names, ", ")));
+  throw Error(ErrorKind::usage,
+              fmt::format("{}: got \"{}\", expected one of {}", option, name, fmt::join(names, ", ")));
 }
 
 [[noreturn]] void refuse(std::string message) { throw Error(ErrorKind::usage, std::move(message)); }
@@ -80,14 +81,16 @@ void validate(const QuantSpec& spec) {
     refuse(fmt::format("--solver: got {}, expected f32 or f64", gptqd::name_of(spec.solver)));
   }
   if (spec.clip == Clip::hessian && (spec.group_size < 0 || spec.group_size > longest_hessian_clip_group)) {
-    refuse(fmt::format("--clip hessian needs the Hessian's diagonal block of every group: got --group-size {}, expected 8 "
-                       "to {}; take such a group size, or --clip mse",
-                       spec.group_size, longest_hessian_clip_group));
+    refuse(
+        fmt::format("--clip hessian needs the Hessian's diagonal block of every group: got --group-size {}, expected 8 "
+                    "to {}; take such a group size, or --clip mse",
+                    spec.group_size, longest_hessian_clip_group));
   }
   if (spec.act_order == ActOrder::dynamic && spec.method != Method::gptq) {
-    refuse(fmt::format("--method {} quantizes on grids found before it starts, so --act-order dynamic has no meaning for "
-                       "it: take --act-order static or none",
-                       name_of(spec.method)));
+    refuse(
+        fmt::format("--method {} quantizes on grids found before it starts, so --act-order dynamic has no meaning for "
+                    "it: take --act-order static or none",
+                    name_of(spec.method)));
   }
 }
 

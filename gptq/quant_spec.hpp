@@ -11,8 +11,8 @@ namespace gptqd::gptq {
 
 /// The order in which columns are quantized.
 enum class ActOrder : std::uint8_t {
-  none,     ///< natural order; a group's grid comes from the updated weights at its first column
-  fixed,    ///< "static": descending diag(H); grids are found from W in the original order first, so g_idx stays trivial
+  none,   ///< natural order; a group's grid comes from the updated weights at its first column
+  fixed,  ///< "static": descending diag(H); grids are found from W in the original order first, so g_idx stays trivial
   dynamic,  ///< descending diag(H); groups are runs of columns in that order, g_idx tells which
 };
 
@@ -23,7 +23,7 @@ inline constexpr std::int64_t longest_hessian_clip_group = 1024;
 
 /// Settings that decide the codes of a layer.
 struct QuantSpec {
-  int bits = 4;                  ///< 2, 3, 4, 8
+  int bits = 4;                   ///< 2, 3, 4, 8
   std::int64_t group_size = 128;  ///< columns a group; -1: the whole row
   bool symmetric = true;
   ActOrder act_order = ActOrder::fixed;
@@ -60,9 +60,9 @@ Clip clip_from_name(std::string_view name);
 
 /// How a layer is cut, the same at every number of ranks and threads (the cut decides the last bits).
 struct Partition {
-  int leaves = 8;                   ///< leaves of the summation tree over calibration samples; a power of two
+  int leaves = 8;                    ///< leaves of the summation tree over calibration samples; a power of two
   std::int64_t panel_columns = 256;  ///< width of H's column panels, a multiple of the solve's block
-  std::int64_t row_tile = 64;       ///< rows of W one tile of the solve holds
+  std::int64_t row_tile = 64;        ///< rows of W one tile of the solve holds
 
   nlohmann::json to_json() const;
 };

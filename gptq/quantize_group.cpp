@@ -65,34 +65,38 @@ void check(std::span<const LinearWeight> linears, const std::optional<HessianInp
   for (const auto& linear : linears) {
     const auto& weight = linear.weight;
     if (weight.rows() < 1 || weight.cols() < 1) {
-      throw Error(ErrorKind::input, fmt::format("{}: got a weight {}, expected at least one row and one column", linear.name,
-                                                to_string(weight.shape)));
+      throw Error(ErrorKind::input, fmt::format("{}: got a weight {}, expected at least one row and one column",
+                                                linear.name, to_string(weight.shape)));
     }
     require(weight.cols() == columns, fmt::format("quantize: {} has {} columns, {} has {}: they do not share one input",
                                                   linears.front().name, columns, linear.name, weight.cols()));
     if (columns % spec.group_columns(columns) != 0) {
-      throw Error(ErrorKind::input,
-                  fmt::format("{}: --group-size {} does not divide its {} columns; sizes that do: {}; or leave this layer "
-                              "unquantized",
-                              linear.name, spec.group_size, columns, possible_group_sizes(columns)));
+      throw Error(
+          ErrorKind::input,
+          fmt::format("{}: --group-size {} does not divide its {} columns; sizes that do: {}; or leave this layer "
+                      "unquantized",
+                      linear.name, spec.group_size, columns, possible_group_sizes(columns)));
     }
     if (columns * spec.bits % 32 != 0) {
-      throw Error(ErrorKind::input,
-                  fmt::format("{}: {} columns of {} bits do not fill whole 32-bit words, which every artifact format needs; "
-                              "leave this layer unquantized, or take other --bits",
-                              linear.name, columns, spec.bits));
+      throw Error(
+          ErrorKind::input,
+          fmt::format("{}: {} columns of {} bits do not fill whole 32-bit words, which every artifact format needs; "
+                      "leave this layer unquantized, or take other --bits",
+                      linear.name, columns, spec.bits));
     }
   }
   if (spec.method == Method::obq && columns > max_obq_columns) {
-    throw Error(ErrorKind::usage, fmt::format("{}: --method obq inverts the whole Hessian again for every weight and takes at "
-                                              "most {} columns, got {}; use --method gptq",
-                                              linears.front().name, max_obq_columns, columns));
+    throw Error(ErrorKind::usage,
+                fmt::format("{}: --method obq inverts the whole Hessian again for every weight and takes at "
+                            "most {} columns, got {}; use --method gptq",
+                            linears.front().name, max_obq_columns, columns));
   }
   if (!hessian && (spec.method != Method::rtn || spec.clip == Clip::hessian)) {
-    throw Error(ErrorKind::usage,
-                fmt::format("{}: --method {} with --clip {} needs calibration data; give --calibration, or use --method rtn "
-                            "with --clip mse",
-                            linears.front().name, name_of(spec.method), name_of(spec.clip)));
+    throw Error(
+        ErrorKind::usage,
+        fmt::format("{}: --method {} with --clip {} needs calibration data; give --calibration, or use --method rtn "
+                    "with --clip mse",
+                    linears.front().name, name_of(spec.method), name_of(spec.clip)));
   }
 }
 
@@ -210,15 +214,16 @@ std::vector<QuantizedLinear> GroupQuantizer::run() {
     const std::int64_t rows = linear.weight.rows();
     const auto statistics =
         std::span(statistics_).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(rows));
-    results.push_back({.name = linear.name,
-                       .rows = rows,
-                       .cols = columns_,
-                       .groups = groups_,
-                       .packed = part_of(packed_, words_ * size_of(DType::u32), first, rows),
-                       .scales = part_of(scales_, groups_ * size_of(DType::f32), first, rows),
-                       .zeros = part_of(zeros_, groups_, first, rows),
-                       .g_idx = upload(team_.backend, team_.stream, std::span<const std::int32_t>(order_.original.group)),
-                       .record = record(linear, statistics)});
+    results.push_back(
+        {.name = linear.name,
+         .rows = rows,
+         .cols = columns_,
+         .groups = groups_,
+         .packed = part_of(packed_, words_ * size_of(DType::u32), first, rows),
+         .scales = part_of(scales_, groups_ * size_of(DType::f32), first, rows),
+         .zeros = part_of(zeros_, groups_, first, rows),
+         .g_idx = upload(team_.backend, team_.stream, std::span<const std::int32_t>(order_.original.group)),
+         .record = record(linear, statistics)});
     first += rows;
   }
   team_.stream.synchronize();
@@ -303,7 +308,8 @@ std::vector<RowStatistics> GroupQuantizer::gather_statistics(std::span<const Row
   return all;
 }
 
-Buffer GroupQuantizer::part_of(const Buffer& whole, std::int64_t row_bytes, std::int64_t first, std::int64_t rows) const {
+Buffer GroupQuantizer::part_of(const Buffer& whole, std::int64_t row_bytes, std::int64_t first,
+                               std::int64_t rows) const {
   Buffer part = team_.backend.allocate(rows * row_bytes);
   team_.backend.copy(team_.stream, part.data(), static_cast<const std::byte*>(whole.data()) + first * row_bytes,
                      rows * row_bytes);

@@ -20,10 +20,10 @@ struct QuantizedLinear {
   std::int64_t rows = 0;
   std::int64_t cols = 0;
   std::int64_t groups = 0;
-  Buffer packed;   ///< u32 [rows, cols·bits/32], row-packed
-  Buffer scales;   ///< f32 [rows, groups]
-  Buffer zeros;    ///< u8 [rows, groups]
-  Buffer g_idx;    ///< i32 [cols], original order
+  Buffer packed;  ///< u32 [rows, cols·bits/32], row-packed
+  Buffer scales;  ///< f32 [rows, groups]
+  Buffer zeros;   ///< u8 [rows, groups]
+  Buffer g_idx;   ///< i32 [cols], original order
   LayerRecord record;
 
   /// weight <- dequantized, in the backend's compute dtype. Asynchronous.
@@ -33,7 +33,8 @@ struct QuantizedLinear {
 /// Collective over the team: every rank gets the same results, bit for bit, at every number of ranks.
 ///
 /// The linears must have the same number of columns; their rows are solved as one matrix, tile by tile of fixed height,
-/// tiles split over the ranks. H's panels live on their owners (panel k on rank k mod size); nothing of n² size is whole.
+/// tiles split over the ranks. H's panels live on their owners (panel k on rank k mod size); nothing of n² size is
+/// whole.
 /// @param hessian absent: Method::rtn without Clip::hessian only
 /// @throws Error (input): a non-finite H, naming the layer and the sample; shapes that the format cannot hold
 std::vector<QuantizedLinear> quantize_group(Team& team, std::span<const LinearWeight> linears,

@@ -37,8 +37,8 @@ double damping_share(std::span<const T> delta, std::span<const double> extra) {
 
 /// Codes at an end of the range that lie further than half a step from their weight.
 template <class T>
-std::int64_t count_saturated(std::span<const T> delta, std::span<const std::uint8_t> codes, std::span<const float> scales,
-                             std::span<const std::int32_t> group, int bits) {
+std::int64_t count_saturated(std::span<const T> delta, std::span<const std::uint8_t> codes,
+                             std::span<const float> scales, std::span<const std::int32_t> group, int bits) {
   const int last = (1 << bits) - 1;
   std::int64_t count = 0;
   for (std::size_t a = 0; a < delta.size(); ++a) {
@@ -73,8 +73,7 @@ void add_host_statistics(Team& team, ConstAnyView<2> delta, ConstTensorView<std:
       rows[row].saturated_codes =
           count_saturated(errors, std::span<const std::uint8_t>(host.codes).subspan(offset, width),
                           scales.subspan(row * groups, groups), group, bits);
-      rows[row].non_finite =
-          std::count_if(errors.begin(), errors.end(), [](T value) { return !std::isfinite(value); });
+      rows[row].non_finite = std::count_if(errors.begin(), errors.end(), [](T value) { return !std::isfinite(value); });
       if (!extra.empty()) {
         rows[row].loss -= damping_share(errors, extra);
       }
@@ -108,7 +107,8 @@ RowSolver::RowSolver(Team& team, std::span<const LinearWeight> linears, RowRange
     const std::int64_t first = std::max(rows_.first, begin);
     const std::int64_t end = std::min(rows_.first + rows_.count, begin + linear.weight.rows());
     if (first < end) {
-      const Segment segment{.weight = linear.weight.slice_rows(first - begin, end - first), .first = first - rows_.first};
+      const Segment segment{.weight = linear.weight.slice_rows(first - begin, end - first),
+                            .first = first - rows_.first};
       gather(segment.weight, matrix(weights_).slice_rows(segment.first, end - first));
       segments_.push_back(segment);
     }
@@ -290,10 +290,8 @@ void RowSolver::pack() {
   if (empty()) {
     return;
   }
-  team_.backend.pack_rows(team_.stream, {.bits = spec_.bits,
-                                         .codes = codes(),
-                                         .position = order_.position(),
-                                         .packed = places_.packed});
+  team_.backend.pack_rows(
+      team_.stream, {.bits = spec_.bits, .codes = codes(), .position = order_.position(), .packed = places_.packed});
 }
 
 std::vector<RowStatistics> RowSolver::statistics(const Factorization* factorization) {
@@ -306,7 +304,8 @@ std::vector<RowStatistics> RowSolver::statistics(const Factorization* factorizat
   const auto groups = static_cast<std::size_t>(places_.scales.cols());
   std::vector<float> scales(count * groups);
   team_.backend.copy_to_host(team_.stream, norms.data(), norms_.data(), std::ssize(norms) * size_of(DType::f64));
-  team_.backend.copy_to_host(team_.stream, scales.data(), places_.scales.data, std::ssize(scales) * size_of(DType::f32));
+  team_.backend.copy_to_host(team_.stream, scales.data(), places_.scales.data,
+                             std::ssize(scales) * size_of(DType::f32));
   team_.stream.synchronize();
   for (std::size_t r = 0; r < count; ++r) {
     const auto own = std::span<const float>(scales).subspan(r * groups, groups);
@@ -319,8 +318,8 @@ std::vector<RowStatistics> RowSolver::statistics(const Factorization* factorizat
                .non_finite = 0};
   }
   // The solve's own loss is the damped one.
-  const auto extra =
-      solved_ && factorization != nullptr ? std::span<const double>(factorization->diagonal.extra) : std::span<const double>();
+  const auto extra = solved_ && factorization != nullptr ? std::span<const double>(factorization->diagonal.extra)
+                                                         : std::span<const double>();
   const auto add = [&]<class T>(T) {
     add_host_statistics<T>(team_, matrix(delta_), codes(), scales, order_.host().factor.group, spec_.bits, extra, rows);
   };

@@ -42,10 +42,10 @@ struct RowStatistics {
 class RowSolver {
  public:
   struct Places {
-    TensorView<float, 2> scales;           ///< [count, groups] of this rank's rows
-    TensorView<std::uint8_t, 2> zeros;     ///< [count, groups]
-    TensorView<std::uint32_t, 2> packed;   ///< [count, cols·bits/32]
-    ConstTensorView<float, 3> blocks;      ///< H's blocks of groups for Clip::hessian, else empty
+    TensorView<float, 2> scales;          ///< [count, groups] of this rank's rows
+    TensorView<std::uint8_t, 2> zeros;    ///< [count, groups]
+    TensorView<std::uint32_t, 2> packed;  ///< [count, cols·bits/32]
+    ConstTensorView<float, 3> blocks;     ///< H's blocks of groups for Clip::hessian, else empty
   };
 
   /// Enqueues the gathering of the rows into factor order. The arguments must outlive this.
@@ -92,12 +92,12 @@ class RowSolver {
   std::int64_t row_tile_;
   Places places_;
   std::vector<Segment> segments_;
-  bool solved_ = false;          // loss_ holds the damped loss of a GPTQ solve
-  Buffer weights_;               // [count, n], factor order
-  Buffer delta_;                 // [count, n], Q − W
-  Buffer baseline_;              // [count, n], of round-to-nearest; empty while that is the result
-  Buffer codes_;                 // u8 [count, n]
-  Buffer norms_;                 // f64 [3, count]: loss, rtn_loss, weight_norm
+  bool solved_ = false;  // loss_ holds the damped loss of a GPTQ solve
+  Buffer weights_;       // [count, n], factor order
+  Buffer delta_;         // [count, n], Q − W
+  Buffer baseline_;      // [count, n], of round-to-nearest; empty while that is the result
+  Buffer codes_;         // u8 [count, n]
+  Buffer norms_;         // f64 [3, count]: loss, rtn_loss, weight_norm
 };
 
 }  // namespace gptqd::gptq

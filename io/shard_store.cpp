@@ -329,7 +329,8 @@ std::vector<std::byte> build_image(const BlockShard& shard) {
 }
 
 BlockShard read_image(std::span<const std::byte> image, const std::string& name) {
-  // Read-only. The library works on its own copy: without one (H5LT_FILE_IMAGE_DONT_COPY) 1.10 leaks memory at each call.
+  // Read-only. The library works on its own copy: without one (H5LT_FILE_IMAGE_DONT_COPY) 1.10 leaks memory at each
+  // call.
   const Handle file(H5LTopen_file_image(const_cast<std::byte*>(image.data()), image.size(), 0), H5Fclose,
                     "H5LTopen_file_image");
   const ObjectReader reader(file, name);

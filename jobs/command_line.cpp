@@ -21,8 +21,9 @@ void print_once(const std::string& text) {
 CommandLine::CommandLine(std::string command, std::string usage, std::string positional)
     : command_(std::move(command)), usage_(std::move(usage)), positional_(std::move(positional)), options_(100, 50) {
   po::options_description general("General", 100, 50);
-  general.add_options()("config", po::value<std::string>()->value_name("FILE"), "read options from FILE, lines `name = value`; the command line wins")(
-      "help,h", "print this text");
+  general.add_options()("config", po::value<std::string>()->value_name("FILE"),
+                        "read options from FILE, lines `name = value`; the command line wins")("help,h",
+                                                                                               "print this text");
   options_.add(general);
 }
 

@@ -3,6 +3,9 @@
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
+# Numbers have a point, whatever the user's language.
+export LC_ALL=C.UTF-8
+
 # Open MPI refuses to run as root unless told twice, which is how containers run.
 if ((EUID == 0)); then
   export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1

@@ -21,14 +21,19 @@ spdlog::logger& logger() {
 }
 
 std::string describe(const pipeline::BlockProgress& progress) {
-  const std::string what = progress.replayed ? "replayed" : progress.loss_ratio ? fmt::format("loss {:.3f} of round-to-nearest's", *progress.loss_ratio) : "quantized";
-  return fmt::format("block {} of {}: {}, {}; {} left", progress.block + 1, progress.blocks, what, human_seconds(progress.seconds), human_seconds(progress.eta_seconds));
+  const std::string what = progress.replayed ? "replayed"
+                           : progress.loss_ratio
+                               ? fmt::format("loss {:.3f} of round-to-nearest's", *progress.loss_ratio)
+                               : "quantized";
+  return fmt::format("block {} of {}: {}, {}; {} left", progress.block + 1, progress.blocks, what,
+                     human_seconds(progress.seconds), human_seconds(progress.eta_seconds));
 }
 
 void draw_bar(const pipeline::BlockProgress& progress) {
   constexpr std::int64_t width = 30;
   const std::int64_t filled = width * progress.done / std::max<std::int64_t>(1, progress.to_do);
-  fmt::print(stderr, "\r\033[K[{:#<{}}{:.<{}}] {}{}", "", filled, "", width - filled, describe(progress), progress.done == progress.to_do ? "\n" : "");
+  fmt::print(stderr, "\r\033[K[{:#<{}}{:.<{}}] {}{}", "", filled, "", width - filled, describe(progress),
+             progress.done == progress.to_do ? "\n" : "");
   std::fflush(stderr);
 }
 

@@ -28,7 +28,7 @@ quantize() { # METHOD BITS
 evaluate() { # MODEL NAME
   local result=$out/$2.json weights=$1/model.safetensors
   if [[ $result -nt $weights && $result -nt $program ]]; then
-    echo "$2: perplexity $(json_number "$result" perplexity), kept from an earlier demo"
+    printf '%s: perplexity %.4f, kept from an earlier demo\n' "$2" "$(json_number "$result" perplexity)"
   else
     printf '%s: ' "$2"
     run eval --model "$1" --text "$text" --seqlen 512 --windows 128 --json "$result"
@@ -75,4 +75,4 @@ for bits in 4 3; do
   row "rtn-w$bits" "round to nearest" "$bits" "$(json_number "$out/rtn-w$bits.work/report.json" total seconds)"
   row "gptq-w$bits" "GPTQ" "$bits" "$(json_number "$out/gptq-w$bits.work/report.json" total seconds)"
 done
-printf '\nThe 4-bit GPTQ artifact, a Hugging Face folder that inference engines load: %s\n' "$PWD/$out/gptq-w4"
+printf '\nThe 4-bit GPTQ artifact, a Hugging Face folder in the GPTQ layout: %s\n' "$PWD/$out/gptq-w4"

@@ -20,8 +20,14 @@ mean cross-entropy of each window's predictions is averaged. Several ranks split
 )";
 
 nlohmann::json to_json(const pipeline::Evaluation& result) {
-  return {{"perplexity", result.perplexity}, {"nll", result.nll},         {"windows", result.windows},           {"tokens", result.tokens},
-          {"seqlen", result.seqlen},         {"seconds", result.seconds}, {"weight_bytes", result.weight_bytes}, {"quantized", result.quantized}};
+  return {{"perplexity", result.perplexity},
+          {"nll", result.nll},
+          {"windows", result.windows},
+          {"tokens", result.tokens},
+          {"seqlen", result.seqlen},
+          {"seconds", result.seconds},
+          {"weight_bytes", result.weight_bytes},
+          {"quantized", result.quantized}};
 }
 
 }  // namespace
@@ -31,10 +37,11 @@ int eval_command(const Arguments& arguments) {
   po::options_description options("Evaluation", 100, 50);
   options.add_options()("model", po::value<std::string>()->value_name("NAME|DIR"), "float model or GPTQ artifact")(
       "text", po::value<std::string>()->value_name("FILE"), "text, or token ids (.safetensors with input_ids)")(
-      "seqlen", po::value<std::int64_t>()->value_name("N"), "tokens a window; default 2048 or the model's maximum; a token file's own length")(
+      "seqlen", po::value<std::int64_t>()->value_name("N"),
+      "tokens a window; default 2048 or the model's maximum; a token file's own length")(
       "windows", po::value<std::int64_t>()->default_value(0)->value_name("N"), "use the first N windows; 0: all")(
-      "micro-batch-tokens", po::value<std::int64_t>()->default_value(4096)->value_name("N"), "tokens computed together")(
-      "json", po::value<std::string>()->value_name("FILE"), "write the result as JSON");
+      "micro-batch-tokens", po::value<std::int64_t>()->default_value(4096)->value_name("N"),
+      "tokens computed together")("json", po::value<std::string>()->value_name("FILE"), "write the result as JSON");
   line.add(options);
   line.add(machine_options());
   if (!line.parse(arguments)) {
@@ -54,7 +61,8 @@ int eval_command(const Arguments& arguments) {
     config.text.seqlen = line.get<std::int64_t>("seqlen");
   }
   if (config.text.windows < 0 || config.micro_batch_tokens <= 0 || config.text.seqlen.value_or(2) < 2) {
-    throw Error(ErrorKind::usage, "--windows must not be negative, --micro-batch-tokens must be positive, --seqlen at least 2");
+    throw Error(ErrorKind::usage,
+                "--windows must not be negative, --micro-batch-tokens must be positive, --seqlen at least 2");
   }
   return run_session(line, [&](comm::World& world, Backend& backend) {
     const auto result = pipeline::evaluate(world, backend, config);
@@ -64,7 +72,8 @@ int eval_command(const Arguments& arguments) {
     if (line.has("json")) {
       io::write_file_atomically(line.get<std::string>("json"), to_json(result).dump(1) + "\n");
     }
-    fmt::print("perplexity {:.4f}  nll {:.6f}  {} windows of {} tokens  {}\n", result.perplexity, result.nll, result.windows, result.seqlen, human_seconds(result.seconds));
+    fmt::print("perplexity {:.4f}  nll {:.6f}  {} windows of {} tokens  {}\n", result.perplexity, result.nll,
+               result.windows, result.seqlen, human_seconds(result.seconds));
   });
 }
 

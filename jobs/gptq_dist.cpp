@@ -11,7 +11,8 @@ namespace {
 
 using gptqd::jobs::Arguments;
 
-constexpr std::string_view overview = R"(gptq-dist: quantizes transformers with GPTQ (arXiv:2210.17323) on any number of MPI ranks.
+constexpr std::string_view overview =
+    R"(gptq-dist: quantizes transformers with GPTQ (arXiv:2210.17323) on any number of MPI ranks.
 
   mpirun -np 8 gptq-dist --model bloom-176b          4 bits, groups of 128, into ./bloom-176b-w4g128
   gptq-dist eval --model DIR --text FILE             perplexity of a float model or of an artifact
@@ -29,8 +30,8 @@ struct Command {
   std::string_view name;
   int (*run)(const Arguments& arguments);
 };
-constexpr std::array commands{Command{"quantize", gptqd::jobs::quantize_command}, Command{"merge", gptqd::jobs::merge_command},
-                              Command{"eval", gptqd::jobs::eval_command}};
+constexpr std::array commands{Command{"quantize", gptqd::jobs::quantize_command},
+                              Command{"merge", gptqd::jobs::merge_command}, Command{"eval", gptqd::jobs::eval_command}};
 
 int run(Arguments arguments) {
   const std::string first = arguments.empty() ? "--help" : arguments.front();
@@ -49,7 +50,8 @@ int run(Arguments arguments) {
     }
   }
   if (!first.starts_with("-")) {
-    throw gptqd::Error(gptqd::ErrorKind::usage, fmt::format("there is no command \"{}\"; the commands are quantize, merge, eval", first));
+    throw gptqd::Error(gptqd::ErrorKind::usage,
+                       fmt::format("there is no command \"{}\"; the commands are quantize, merge, eval", first));
   }
   return gptqd::jobs::quantize_command(arguments);
 }

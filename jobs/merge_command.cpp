@@ -22,8 +22,10 @@ int merge_command(const Arguments& arguments) {
   po::options_description options("Merge", 100, 50);
   options.add_options()("work", po::value<std::string>()->value_name("DIR"), "work folder of a finished run")(
       "out", po::value<std::string>()->value_name("DIR"), "where the artifact goes")(
-      "model", po::value<std::string>()->value_name("NAME|DIR"), "source of the float weights; default: where the run found it")(
-      "max-shard-size", po::value<double>()->default_value(4)->value_name("GB"), "largest file of weights in the artifact");
+      "model", po::value<std::string>()->value_name("NAME|DIR"),
+      "source of the float weights; default: where the run found it")(
+      "max-shard-size", po::value<double>()->default_value(4)->value_name("GB"),
+      "largest file of weights in the artifact");
   line.add(options);
   if (!line.parse(arguments)) {
     return 0;
@@ -34,15 +36,20 @@ int merge_command(const Arguments& arguments) {
     }
   }
   if (!(line.get<double>("max-shard-size") > 0)) {
-    throw Error(ErrorKind::usage, fmt::format("--max-shard-size {}: expected a positive number", line.get<double>("max-shard-size")));
+    throw Error(ErrorKind::usage,
+                fmt::format("--max-shard-size {}: expected a positive number", line.get<double>("max-shard-size")));
   }
   if (comm::launcher_rank() != 0) {
     return 0;  // started under mpirun: one process is enough
   }
-  const auto summary = pipeline::merge_shards(line.get<std::string>("work"), line.has("model") ? io::find_model(line.get<std::string>("model")) : std::filesystem::path(),
-                                              line.get<std::string>("out"), static_cast<std::int64_t>(line.get<double>("max-shard-size") * 1e9), console_observer());
+  const auto summary = pipeline::merge_shards(
+      line.get<std::string>("work"),
+      line.has("model") ? io::find_model(line.get<std::string>("model")) : std::filesystem::path(),
+      line.get<std::string>("out"), static_cast<std::int64_t>(line.get<double>("max-shard-size") * 1e9),
+      console_observer());
   if (!summary.already_complete) {
-    fmt::print("{} blocks, {} -> {}, {}\n", summary.blocks_found, human_bytes(summary.source_bytes), human_bytes(summary.artifact_bytes), human_seconds(summary.seconds));
+    fmt::print("{} blocks, {} -> {}, {}\n", summary.blocks_found, human_bytes(summary.source_bytes),
+               human_bytes(summary.artifact_bytes), human_seconds(summary.seconds));
   }
   fmt::print("artifact: {}\n", std::filesystem::absolute(summary.out).string());
   return 0;

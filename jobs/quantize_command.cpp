@@ -23,44 +23,61 @@ Run the same command again after an interruption: finished blocks are kept.
 
 po::options_description model_options() {
   po::options_description options("Model and data", 100, 50);
-  options.add_options()("model", po::value<std::string>()->value_name("NAME|DIR"), "Hugging Face folder, or a name in $GPTQ_DIST_MODELS or the Hugging Face cache")(
-      "out", po::value<std::string>()->value_name("DIR"), "where the artifact goes; default ./NAME-w4g128 (bits and group size)")(
+  options.add_options()("model", po::value<std::string>()->value_name("NAME|DIR"),
+                        "Hugging Face folder, or a name in $GPTQ_DIST_MODELS or the Hugging Face cache")(
+      "out", po::value<std::string>()->value_name("DIR"),
+      "where the artifact goes; default ./NAME-w4g128 (bits and group size)")(
       "work", po::value<std::string>()->value_name("DIR"), "where shards and checkpoint go; default OUT.work")(
-      "calibration", po::value<std::string>()->value_name("FILE"), "text, or token ids (.safetensors with input_ids); default: the text that ships with the program")(
+      "calibration", po::value<std::string>()->value_name("FILE"),
+      "text, or token ids (.safetensors with input_ids); default: the text that ships with the program")(
       "samples", po::value<std::int64_t>()->value_name("N"), "calibration windows; default 128")(
-      "seqlen", po::value<std::int64_t>()->value_name("N"), "tokens a window; default 2048 or the model's maximum; a token file's own length")(
+      "seqlen", po::value<std::int64_t>()->value_name("N"),
+      "tokens a window; default 2048 or the model's maximum; a token file's own length")(
       "seed", po::value<std::uint64_t>()->default_value(0)->value_name("N"), "of the choice of windows")(
-      "report", po::value<std::string>()->value_name("FILE"), "write the run's account (layers, losses, seconds) as JSON; WORK/report.json is always written")(
-      "max-shard-size", po::value<double>()->default_value(4)->value_name("GB"), "largest file of weights in the artifact");
+      "report", po::value<std::string>()->value_name("FILE"),
+      "write the run's account (layers, losses, seconds) as JSON; WORK/report.json is always written")(
+      "max-shard-size", po::value<double>()->default_value(4)->value_name("GB"),
+      "largest file of weights in the artifact");
   return options;
 }
 
 po::options_description quantizer_options() {
   po::options_description options("Quantization", 100, 50);
   options.add_options()("bits", po::value<int>()->default_value(4)->value_name("2|3|4|8"), "bits a weight")(
-      "group-size", po::value<std::int64_t>()->default_value(128)->value_name("N"), "columns that share a scale; -1: a whole row")(
-      "sym", po::bool_switch(), "symmetric grids (default at 4 and 8 bits)")(
+      "group-size", po::value<std::int64_t>()->default_value(128)->value_name("N"),
+      "columns that share a scale; -1: a whole row")("sym", po::bool_switch(),
+                                                     "symmetric grids (default at 4 and 8 bits)")(
       "asym", po::bool_switch(), "asymmetric grids, with a zero point (default at 2 and 3 bits)")(
       "act-order", po::value<std::string>()->default_value("static")->value_name("none|static|dynamic"),
-      "order of columns: natural; by activation, groups fixed beforehand; by activation, groups along that order (g_idx)")(
-      "clip", po::value<std::string>()->default_value("mse")->value_name("none|mse|hessian"), "how a group's range is chosen")(
-      "method", po::value<std::string>()->default_value("gptq")->value_name("gptq|rtn|obq"), "GPTQ; round to nearest; greedy OBQ (up to 1,024 columns)")(
-      "damping", po::value<double>()->default_value(0.01)->value_name("L"), "added to H's diagonal, relative to its mean")(
-      "true-sequential", po::bool_switch(), "quantize a block's groups one after another, each seeing the ones before (default)")(
+      "order of columns: natural; by activation, groups fixed beforehand; by activation, groups along that order "
+      "(g_idx)")("clip", po::value<std::string>()->default_value("mse")->value_name("none|mse|hessian"),
+                 "how a group's range is chosen")(
+      "method", po::value<std::string>()->default_value("gptq")->value_name("gptq|rtn|obq"),
+      "GPTQ; round to nearest; greedy OBQ (up to 1,024 columns)")(
+      "damping", po::value<double>()->default_value(0.01)->value_name("L"),
+      "added to H's diagonal, relative to its mean")(
+      "true-sequential", po::bool_switch(),
+      "quantize a block's groups one after another, each seeing the ones before (default)")(
       "no-true-sequential", po::bool_switch(), "all groups of a block see the float block")(
-      "reference", po::bool_switch(), "make every choice as the published code does: clip none, act-order none, its treatment of dead columns; options given explicitly still apply")(
-      "max-fallbacks", po::value<std::int64_t>()->default_value(0)->value_name("N"), "fail when more linears than this cannot be factored and fall back to rounding");
+      "reference", po::bool_switch(),
+      "make every choice as the published code does: clip none, act-order none, its treatment of dead columns; options "
+      "given explicitly still apply")("max-fallbacks", po::value<std::int64_t>()->default_value(0)->value_name("N"),
+                                      "fail when more linears than this cannot be factored and fall back to rounding");
   return options;
 }
 
 po::options_description expert_options() {
   po::options_description options("Distribution and reproducibility (those marked * decide the last bits)", 100, 50);
-  options.add_options()("stages", po::value<int>()->default_value(1)->value_name("N"), "split the blocks over N groups of ranks; 1 keeps every rank busy")(
-      "hessian-leaves", po::value<int>()->default_value(8)->value_name("N"), "* leaves of the summation tree, a power of two, at least the ranks of a stage")(
+  options.add_options()("stages", po::value<int>()->default_value(1)->value_name("N"),
+                        "split the blocks over N groups of ranks; 1 keeps every rank busy")(
+      "hessian-leaves", po::value<int>()->default_value(8)->value_name("N"),
+      "* leaves of the summation tree, a power of two, at least the ranks of a stage")(
       "panel-columns", po::value<std::int64_t>()->default_value(256)->value_name("N"), "* width of H's column panels")(
       "row-tile", po::value<std::int64_t>()->default_value(64)->value_name("N"), "* rows of W solved together")(
-      "micro-batch-tokens", po::value<std::int64_t>()->default_value(4096)->value_name("N"), "* tokens computed together")(
-      "solver-precision", po::value<std::string>()->default_value("f32")->value_name("f32|f64"), "* arithmetic of factorization and solve")(
+      "micro-batch-tokens", po::value<std::int64_t>()->default_value(4096)->value_name("N"),
+      "* tokens computed together")("solver-precision",
+                                    po::value<std::string>()->default_value("f32")->value_name("f32|f64"),
+                                    "* arithmetic of factorization and solve")(
       "allow-mixed", po::bool_switch(), "continue shards made by another version of the program, backend or BLAS");
   return options;
 }
@@ -90,7 +107,9 @@ gptq::QuantSpec quant_spec(const CommandLine& line) {
   spec.group_size = line.get<std::int64_t>("group-size");
   spec.symmetric = choose(line, "sym", "asym", spec.bits >= 4);
   spec.reference = line.flag("reference");
-  const auto word = [&](const std::string& option, const char* published) { return spec.reference && !line.given(option) ? std::string(published) : line.get<std::string>(option); };
+  const auto word = [&](const std::string& option, const char* published) {
+    return spec.reference && !line.given(option) ? std::string(published) : line.get<std::string>(option);
+  };
   spec.act_order = gptq::act_order_from_name(word("act-order", "none"));
   spec.clip = gptq::clip_from_name(word("clip", "none"));
   spec.method = gptq::method_from_name(line.get<std::string>("method"));
@@ -105,7 +124,9 @@ gptq::QuantSpec quant_spec(const CommandLine& line) {
 }
 
 gptq::Partition partition(const CommandLine& line) {
-  gptq::Partition cut{.leaves = positive<int>(line, "hessian-leaves"), .panel_columns = positive<std::int64_t>(line, "panel-columns"), .row_tile = positive<std::int64_t>(line, "row-tile")};
+  gptq::Partition cut{.leaves = positive<int>(line, "hessian-leaves"),
+                      .panel_columns = positive<std::int64_t>(line, "panel-columns"),
+                      .row_tile = positive<std::int64_t>(line, "row-tile")};
   if ((cut.leaves & (cut.leaves - 1)) != 0 || cut.leaves > 65536) {
     refuse(fmt::format("--hessian-leaves {}: expected a power of two up to 65,536", cut.leaves));
   }
@@ -140,13 +161,16 @@ pipeline::QuantizeConfig quantize_config(const CommandLine& line) {
   config.spec = quant_spec(line);
   config.partition = partition(line);
   config.model = io::find_model(line.get<std::string>("model"));
-  config.out = line.has("out") ? std::filesystem::path(line.get<std::string>("out")) : default_out(line.get<std::string>("model"), config.spec);
+  config.out = line.has("out") ? std::filesystem::path(line.get<std::string>("out"))
+                               : default_out(line.get<std::string>("model"), config.spec);
   config.work = line.has("work") ? std::filesystem::path(line.get<std::string>("work")) : default_work(config.out);
   if (line.has("report")) {
     config.report = line.get<std::string>("report");
   }
-  config.calibration.file = line.has("calibration") ? std::filesystem::path(line.get<std::string>("calibration")) : shipped_calibration_text();
-  for (const auto& [option, target] : {std::pair("samples", &config.calibration.samples), std::pair("seqlen", &config.calibration.seqlen)}) {
+  config.calibration.file = line.has("calibration") ? std::filesystem::path(line.get<std::string>("calibration"))
+                                                    : shipped_calibration_text();
+  for (const auto& [option, target] :
+       {std::pair("samples", &config.calibration.samples), std::pair("seqlen", &config.calibration.seqlen)}) {
     if (line.has(option)) {
       *target = positive<std::int64_t>(line, option);
     }
@@ -167,10 +191,12 @@ void print_summary(const pipeline::QuantizeSummary& summary, const pipeline::Qua
     fmt::print("{} is complete already: the same command made it\n", out);
     return;
   }
-  fmt::print("{} bits, {} -> {}, {} blocks computed, {} found, {}\n", config.spec.bits, human_bytes(summary.source_bytes), human_bytes(summary.artifact_bytes),
-             summary.blocks_computed, summary.blocks_found, human_seconds(summary.seconds));
+  fmt::print("{} bits, {} -> {}, {} blocks computed, {} found, {}\n", config.spec.bits,
+             human_bytes(summary.source_bytes), human_bytes(summary.artifact_bytes), summary.blocks_computed,
+             summary.blocks_found, human_seconds(summary.seconds));
   if (summary.loss_ratio) {
-    fmt::print("layer losses: {:.3f} of round-to-nearest's on the same kind of grid (geometric mean)\n", *summary.loss_ratio);
+    fmt::print("layer losses: {:.3f} of round-to-nearest's on the same kind of grid (geometric mean)\n",
+               *summary.loss_ratio);
   }
   fmt::print("artifact: {}\nreport:   {}\n", out, std::filesystem::absolute(config.work / "report.json").string());
 }
@@ -190,7 +216,9 @@ int quantize_command(const Arguments& arguments) {
   return run_session(line, [&](comm::World& world, Backend& backend) {
     const auto observer = console_observer();
     if (world.rank() == 0 && !line.has("calibration") && config.spec.method != gptq::Method::rtn) {
-      note("calibrating with the general English text that ships with the program; a text like your own (--calibration FILE) gives better results");
+      note(
+          "calibrating with the general English text that ships with the program; a text like your own (--calibration "
+          "FILE) gives better results");
     }
     const auto summary = pipeline::run_quantize(world, backend, config, observer);
     if (world.rank() == 0) {

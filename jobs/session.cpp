@@ -28,7 +28,8 @@ int thread_count(const comm::World& world, int asked) {
   const int allowed = allowed_cpus();
   const int online = static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
   if (allowed < online && allowed < online / world.local_size() && world.rank() == 0) {
-    note(fmt::format("the launcher lets each rank use {} of {} CPUs; mpirun --bind-to none gives it {}", allowed, online, online / world.local_size()));
+    note(fmt::format("the launcher lets each rank use {} of {} CPUs; mpirun --bind-to none gives it {}", allowed,
+                     online, online / world.local_size()));
   }
   return allowed < online ? allowed : std::max(1, online / world.local_size());
 }
@@ -37,9 +38,11 @@ int thread_count(const comm::World& world, int asked) {
 
 po::options_description machine_options() {
   po::options_description options("Machine", 100, 50);
-  options.add_options()("threads", po::value<int>()->default_value(0)->value_name("N"), "CPU threads of each rank; 0: its share of the node. Results do not depend on it")(
+  options.add_options()("threads", po::value<int>()->default_value(0)->value_name("N"),
+                        "CPU threads of each rank; 0: its share of the node. Results do not depend on it")(
       "device", po::value<std::string>()->default_value("cpu")->value_name("cpu|cuda"), "where to compute")(
-      "stall-seconds", po::value<double>()->default_value(30)->value_name("S"), "end the job when a rank is silent or makes no progress for so long");
+      "stall-seconds", po::value<double>()->default_value(30)->value_name("S"),
+      "end the job when a rank is silent or makes no progress for so long");
   return options;
 }
 
@@ -54,13 +57,15 @@ int run_session(const CommandLine& line, const std::function<void(comm::World& w
   }
   const auto world = comm::World::start({.stall_seconds = line.get<double>("stall-seconds")});
   try {
-    const auto backend = device == "cuda" ? make_cuda_backend({.device = world->local_rank(), .progress = &world->progress()})
-                                          : make_cpu_backend({.threads = thread_count(*world, asked), .progress = &world->progress()});
+    const auto backend =
+        device == "cuda" ? make_cuda_backend({.device = world->local_rank(), .progress = &world->progress()})
+                         : make_cpu_backend({.threads = thread_count(*world, asked), .progress = &world->progress()});
     body(*world, *backend);
   } catch (const Error& error) {
     world->fail(error);
   } catch (const std::bad_alloc&) {
-    world->fail(Error(ErrorKind::internal, "out of memory; use more ranks, fewer --samples, or a machine with more memory"));
+    world->fail(
+        Error(ErrorKind::internal, "out of memory; use more ranks, fewer --samples, or a machine with more memory"));
   } catch (const std::exception& error) {
     world->fail(Error(ErrorKind::internal, error.what()));
   }

@@ -12,9 +12,10 @@ void validate(const AttentionArgs& args) {
   checks::expect(args.heads > 0 && args.kv_heads > 0 && args.head_dim > 0 && args.tokens_per_sample > 0 &&
                      args.heads <= most && args.kv_heads <= most && args.head_dim <= most,
                  operation, [&] {
-    return fmt::format("heads = {}, kv_heads = {}, head_dim = {}, tokens_per_sample = {}, expected positive numbers",
+                   return fmt::format(
+                       "heads = {}, kv_heads = {}, head_dim = {}, tokens_per_sample = {}, expected positive numbers",
                        args.heads, args.kv_heads, args.head_dim, args.tokens_per_sample);
-  });
+                 });
   checks::expect(args.heads % args.kv_heads == 0, operation, [&] {
     return fmt::format("{} heads share {} kv_heads, expected a multiple", args.heads, args.kv_heads);
   });

@@ -3,8 +3,8 @@
 ///
 /// One call is one GEMM, one norm, one panel of a factorization, one panel of the solve. Every operation is
 /// asynchronous: it is enqueued on a Stream, and its tensors must stay valid until the stream has passed it. Shapes and
-/// types are checked when it is enqueued (kernels/<op>.cpp); what it finds in the data while it runs is reported through
-/// a device value (FactorPanelArgs::status) or thrown by Stream::synchronize().
+/// types are checked when it is enqueued (kernels/<op>.cpp); what it finds in the data while it runs is reported
+/// through a device value (FactorPanelArgs::status) or thrown by Stream::synchronize().
 ///
 /// Every operation gives bits that depend on its arguments alone: not on the number of threads, not on what else runs.
 #include <cstdint>
@@ -52,32 +52,98 @@ class Backend {
   virtual void fill_zero(Stream& stream, void* device, std::int64_t bytes) = 0;
 
   // Forward pass.
-  void linear(Stream& stream, const LinearArgs& args) { validate(args); run(stream, args); }
-  void layer_norm(Stream& stream, const LayerNormArgs& args) { validate(args); run(stream, args); }
-  void attention(Stream& stream, const AttentionArgs& args) { validate(args); run(stream, args); }
-  void embedding(Stream& stream, const EmbeddingArgs& args) { validate(args); run(stream, args); }
-  void cross_entropy(Stream& stream, const CrossEntropyArgs& args) { validate(args); run(stream, args); }
+  void linear(Stream& stream, const LinearArgs& args) {
+    validate(args);
+    run(stream, args);
+  }
+  void layer_norm(Stream& stream, const LayerNormArgs& args) {
+    validate(args);
+    run(stream, args);
+  }
+  void attention(Stream& stream, const AttentionArgs& args) {
+    validate(args);
+    run(stream, args);
+  }
+  void embedding(Stream& stream, const EmbeddingArgs& args) {
+    validate(args);
+    run(stream, args);
+  }
+  void cross_entropy(Stream& stream, const CrossEntropyArgs& args) {
+    validate(args);
+    run(stream, args);
+  }
   // Elementwise.
-  void add(Stream& stream, const AddArgs& args) { validate(args); run(stream, args); }
-  void convert(Stream& stream, const ConvertArgs& args) { validate(args); run(stream, args); }
-  void gather_columns(Stream& stream, const GatherColumnsArgs& args) { validate(args); run(stream, args); }
+  void add(Stream& stream, const AddArgs& args) {
+    validate(args);
+    run(stream, args);
+  }
+  void convert(Stream& stream, const ConvertArgs& args) {
+    validate(args);
+    run(stream, args);
+  }
+  void gather_columns(Stream& stream, const GatherColumnsArgs& args) {
+    validate(args);
+    run(stream, args);
+  }
   // Hessian.
-  void column_square_sums(Stream& stream, const ColumnSquareSumsArgs& args) { validate(args); run(stream, args); }
-  void gram_panel(Stream& stream, const GramPanelArgs& args) { validate(args); run(stream, args); }
-  void get_diagonal(Stream& stream, const GetDiagonalArgs& args) { validate(args); run(stream, args); }
-  void set_diagonal(Stream& stream, const SetDiagonalArgs& args) { validate(args); run(stream, args); }
-  void gather_group_blocks(Stream& stream, const GatherGroupBlocksArgs& args) { validate(args); run(stream, args); }
+  void column_square_sums(Stream& stream, const ColumnSquareSumsArgs& args) {
+    validate(args);
+    run(stream, args);
+  }
+  void gram_panel(Stream& stream, const GramPanelArgs& args) {
+    validate(args);
+    run(stream, args);
+  }
+  void get_diagonal(Stream& stream, const GetDiagonalArgs& args) {
+    validate(args);
+    run(stream, args);
+  }
+  void set_diagonal(Stream& stream, const SetDiagonalArgs& args) {
+    validate(args);
+    run(stream, args);
+  }
+  void gather_group_blocks(Stream& stream, const GatherGroupBlocksArgs& args) {
+    validate(args);
+    run(stream, args);
+  }
   // Factorization.
-  void factor_panel(Stream& stream, const FactorPanelArgs& args) { validate(args); run(stream, args); }
-  void update_panel(Stream& stream, const UpdatePanelArgs& args) { validate(args); run(stream, args); }
+  void factor_panel(Stream& stream, const FactorPanelArgs& args) {
+    validate(args);
+    run(stream, args);
+  }
+  void update_panel(Stream& stream, const UpdatePanelArgs& args) {
+    validate(args);
+    run(stream, args);
+  }
   // Quantization.
-  void find_grids(Stream& stream, const FindGridsArgs& args) { validate(args); run(stream, args); }
-  void round_to_grids(Stream& stream, const RoundToGridsArgs& args) { validate(args); run(stream, args); }
-  void solve_panel(Stream& stream, const SolvePanelArgs& args) { validate(args); run(stream, args); }
-  void weighted_norms(Stream& stream, const WeightedNormsArgs& args) { validate(args); run(stream, args); }
-  void obq(Stream& stream, const ObqArgs& args) { validate(args); run(stream, args); }
-  void pack_rows(Stream& stream, const PackRowsArgs& args) { validate(args); run(stream, args); }
-  void dequantize(Stream& stream, const DequantizeArgs& args) { validate(args); run(stream, args); }
+  void find_grids(Stream& stream, const FindGridsArgs& args) {
+    validate(args);
+    run(stream, args);
+  }
+  void round_to_grids(Stream& stream, const RoundToGridsArgs& args) {
+    validate(args);
+    run(stream, args);
+  }
+  void solve_panel(Stream& stream, const SolvePanelArgs& args) {
+    validate(args);
+    run(stream, args);
+  }
+  void weighted_norms(Stream& stream, const WeightedNormsArgs& args) {
+    validate(args);
+    run(stream, args);
+  }
+  void obq(Stream& stream, const ObqArgs& args) {
+    validate(args);
+    run(stream, args);
+  }
+  void pack_rows(Stream& stream, const PackRowsArgs& args) {
+    validate(args);
+    run(stream, args);
+  }
+  void dequantize(Stream& stream, const DequantizeArgs& args) {
+    validate(args);
+    run(stream, args);
+  }
 
  protected:
   virtual void run(Stream& stream, const LinearArgs& args) = 0;

@@ -23,22 +23,23 @@ void expect(bool holds, std::string_view operation, Message&& message,
 template <class View, std::size_t Rank>
 void expect_tensor(const View& view, const std::array<std::int64_t, Rank>& shape, std::string_view operation,
                    std::string_view name, SourceLocation location = SourceLocation::current()) {
-  expect(view.shape == shape, operation, [&] {
-    return fmt::format("{} is {}, expected {}", name, to_string(view.shape), to_string(shape));
-  }, location);
-  expect(std::all_of(shape.begin(), shape.end(), [](std::int64_t extent) { return extent >= 0; }), operation, [&] {
-    return fmt::format("{} is {}, expected no negative extent", name, to_string(shape));
-  }, location);
+  expect(
+      view.shape == shape, operation,
+      [&] { return fmt::format("{} is {}, expected {}", name, to_string(view.shape), to_string(shape)); }, location);
+  expect(
+      std::all_of(shape.begin(), shape.end(), [](std::int64_t extent) { return extent >= 0; }), operation,
+      [&] { return fmt::format("{} is {}, expected no negative extent", name, to_string(shape)); }, location);
   std::int64_t row = 1;
   for (std::size_t i = 1; i < Rank; ++i) {
     row *= shape[i];
   }
-  expect(Rank == 1 || shape[0] <= 1 || view.stride >= row, operation, [&] {
-    return fmt::format("rows of {} are {} elements apart, expected at least {}", name, view.stride, row);
-  }, location);
-  expect(view.data != nullptr || shape[0] * row == 0, operation, [&] {
-    return fmt::format("{} {} has no memory", name, to_string(shape));
-  }, location);
+  expect(
+      Rank == 1 || shape[0] <= 1 || view.stride >= row, operation,
+      [&] { return fmt::format("rows of {} are {} elements apart, expected at least {}", name, view.stride, row); },
+      location);
+  expect(
+      view.data != nullptr || shape[0] * row == 0, operation,
+      [&] { return fmt::format("{} {} has no memory", name, to_string(shape)); }, location);
 }
 
 /// As above, of one of these element types.
@@ -46,22 +47,24 @@ template <class View, std::size_t Rank>
 void expect_tensor(const View& view, const std::array<std::int64_t, Rank>& shape, std::initializer_list<DType> dtypes,
                    std::string_view operation, std::string_view name,
                    SourceLocation location = SourceLocation::current()) {
-  expect(std::find(dtypes.begin(), dtypes.end(), view.dtype) != dtypes.end(), operation, [&] {
-    std::string names;
-    for (const auto dtype : dtypes) {
-      names += fmt::format("{}{}", names.empty() ? "" : " or ", name_of(dtype));
-    }
-    return fmt::format("{} is {}, expected {}", name, name_of(view.dtype), names);
-  }, location);
+  expect(
+      std::find(dtypes.begin(), dtypes.end(), view.dtype) != dtypes.end(), operation,
+      [&] {
+        std::string names;
+        for (const auto dtype : dtypes) {
+          names += fmt::format("{}{}", names.empty() ? "" : " or ", name_of(dtype));
+        }
+        return fmt::format("{} is {}, expected {}", name, name_of(view.dtype), names);
+      },
+      location);
   expect_tensor(view, shape, operation, name, location);
 }
 
 /// The widths of codes that the formats know.
-inline void expect_bits(int bits, std::string_view operation,
-                        SourceLocation location = SourceLocation::current()) {
-  expect(bits == 2 || bits == 3 || bits == 4 || bits == 8, operation, [&] {
-    return fmt::format("bits = {}, expected 2, 3, 4 or 8", bits);
-  }, location);
+inline void expect_bits(int bits, std::string_view operation, SourceLocation location = SourceLocation::current()) {
+  expect(
+      bits == 2 || bits == 3 || bits == 4 || bits == 8, operation,
+      [&] { return fmt::format("bits = {}, expected 2, 3, 4 or 8", bits); }, location);
 }
 
 }  // namespace gptqd::checks

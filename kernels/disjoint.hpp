@@ -41,10 +41,13 @@ inline bool are_disjoint(const ConstAnyView<2>& a, const ConstAnyView<2>& b) {
 inline void expect_disjoint(const ConstAnyView<2>& written, std::string_view written_name, const ConstAnyView<2>& read,
                             std::string_view read_name, std::string_view operation,
                             SourceLocation location = SourceLocation::current()) {
-  expect(are_disjoint(written, read), operation, [&] {
-    return fmt::format("{} {} overlaps {} {}, expected separate memory", written_name, to_string(written.shape), read_name,
-                       to_string(read.shape));
-  }, location);
+  expect(
+      are_disjoint(written, read), operation,
+      [&] {
+        return fmt::format("{} {} overlaps {} {}, expected separate memory", written_name, to_string(written.shape),
+                           read_name, to_string(read.shape));
+      },
+      location);
 }
 
 }  // namespace gptqd::checks

@@ -17,9 +17,8 @@ void validate(const GramPanelArgs& args) {
   constexpr auto operation = "gram_panel";
   expect_tensor(args.x, args.x.shape, {DType::f64, DType::f32, DType::f16, DType::bf16}, operation, "x");
   const auto w = args.panel.cols();
-  expect(w <= args.x.cols(), operation, [&] {
-    return fmt::format("the panel has {} columns, expected at most the {} of x", w, args.x.cols());
-  });
+  expect(w <= args.x.cols(), operation,
+         [&] { return fmt::format("the panel has {} columns, expected at most the {} of x", w, args.x.cols()); });
   expect_tensor(args.panel, Shape<2>{args.x.cols(), w}, {args.x.dtype == DType::f64 ? DType::f64 : DType::f32},
                 operation, "panel");
 }
@@ -46,8 +45,8 @@ void validate(const GatherGroupBlocksArgs& args) {
   constexpr auto operation = "gather_group_blocks";
   const auto n = args.group.rows();
   expect(args.first >= 0 && args.first + args.panel.cols() <= n, operation, [&] {
-    return fmt::format("columns [{}, {}) of a panel, expected them in [0, {}), the columns that have a group", args.first,
-                       args.first + args.panel.cols(), n);
+    return fmt::format("columns [{}, {}) of a panel, expected them in [0, {}), the columns that have a group",
+                       args.first, args.first + args.panel.cols(), n);
   });
   expect_tensor(args.panel, Shape<2>{n - args.first, args.panel.cols()}, {DType::f64, DType::f32}, operation, "panel");
   expect_tensor(args.group, Shape<1>{n}, operation, "group");

@@ -16,10 +16,11 @@ void validate(const FindGridsArgs& args) {
   const auto groups = args.scales.cols();
   expect_tensor(args.weights, Shape<2>{rows, n}, {DType::f64, DType::f32}, operation, "weights");
   expect_tensor(args.group, Shape<1>{n}, operation, "group");
-  expect_tensor(args.member, Shape<1>{n}, operation, "member");
+  expect_tensor(args.member, Shape<1>{args.member.rows() == 0 ? 0 : n}, operation, "member");
   expect_tensor(args.scales, Shape<2>{rows, groups}, operation, "scales");
   expect_tensor(args.zeros, Shape<2>{rows, groups}, operation, "zeros");
   if (args.spec.clip == Clip::hessian) {
+    expect_tensor(args.member, Shape<1>{n}, operation, "member");
     const auto size = args.blocks.shape[1];
     expect_tensor(args.blocks, Shape<3>{groups, size, size}, operation, "blocks");
   }

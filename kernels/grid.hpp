@@ -15,8 +15,8 @@ enum class Clip : std::uint8_t {
 
 /// The form in which scales are stored, and to which they are rounded before any weight is quantized.
 enum class ScaleFormat : std::uint8_t {
-  f16,            ///< binary16; at least 2^-24, at most 65504
-  bf16_and_f16,   ///< 8 significant bits in binary16's normal range: exact in both; at least 2^-14
+  f16,           ///< binary16; at least 2^-24, at most 65504
+  bf16_and_f16,  ///< 8 significant bits in binary16's normal range: exact in both; at least 2^-14
 };
 
 /// What defines a grid besides the weights.
@@ -29,29 +29,32 @@ struct GridSpec {
   bool published_symmetric = false;
 };
 
-/// Asymmetric: lo = min(w, 0), hi = max(w, 0), s32 = (hi − lo)/(2^bits − 1), z = rint(−lo/s32), s = s32 rounded to its
-/// stored form. Symmetric: s32 = 2·max|w|/(2^bits − 1), z = 2^(bits−1). A group of zeros: as the range [−1, 1] (asymmetric
-/// and symmetric alike), scale as stored. With clip, lo and hi are multiplied by p first.
+/// Finds the grid of each row's groups. Ranges, scales and zeros are computed in the type of the weights (T below).
+///
+/// lo = min(w, 0), hi = max(w, 0) over the group; symmetric: hi = max|w|, lo = −hi (published_symmetric: lo = 0 without
+/// a negative weight); a group of zeros: lo = −1, hi = 1. Then s_T = (p·hi − p·lo)/(2^bits − 1) with p = T(1 − i/100),
+/// z = rint(−p·lo/s_T), symmetric z = 2^(bits−1), and scale = s_T rounded to f32 and then to its stored form.
+/// Clip::none: i = 0. Else i = 0 ... 79, and of these 80 grids, scales as stored, the first with the smallest error.
 struct FindGridsArgs {
   GridSpec spec;
-  ConstAnyView<2> weights;                ///< [rows, n], f32 or f64
-  ConstTensorView<std::int32_t, 1> group;  ///< [n], the group of each column of `weights`
-  ConstTensorView<std::int32_t, 1> member; ///< [n], its position inside the group (used with blocks)
-  TensorView<float, 2> scales;            ///< [rows, groups], exactly representable in the stored form
-  TensorView<std::uint8_t, 2> zeros;      ///< [rows, groups]
-  ConstTensorView<float, 3> blocks{};      ///< [groups, size, size], only with Clip::hessian, else empty
+  ConstAnyView<2> weights;                  ///< [rows, n], f32 or f64
+  ConstTensorView<std::int32_t, 1> group;   ///< [n], the group of each column of `weights`
+  ConstTensorView<std::int32_t, 1> member;  ///< [n], position inside the group; [0]: ascending columns
+  TensorView<float, 2> scales;              ///< [rows, groups], exactly representable in the stored form
+  TensorView<std::uint8_t, 2> zeros;        ///< [rows, groups]
+  ConstTensorView<float, 3> blocks{};       ///< [groups, size, size], only with Clip::hessian, else empty
 };
 void validate(const FindGridsArgs& args);
 
 /// codes = Q(W) on given grids, delta = Q(W) − W: round to nearest.
 struct RoundToGridsArgs {
   int bits = 4;
-  ConstAnyView<2> weights;                     ///< [rows, n], f32 or f64
-  ConstTensorView<std::int32_t, 1> group;      ///< [n]
-  ConstTensorView<float, 2> scales;            ///< [rows, groups]
-  ConstTensorView<std::uint8_t, 2> zeros;      ///< [rows, groups]
-  TensorView<std::uint8_t, 2> codes;           ///< [rows, n]
-  AnyView<2> delta;                            ///< [rows, n], dtype of weights
+  ConstAnyView<2> weights;                 ///< [rows, n], f32 or f64
+  ConstTensorView<std::int32_t, 1> group;  ///< [n]
+  ConstTensorView<float, 2> scales;        ///< [rows, groups]
+  ConstTensorView<std::uint8_t, 2> zeros;  ///< [rows, groups]
+  TensorView<std::uint8_t, 2> codes;       ///< [rows, n]
+  AnyView<2> delta;                        ///< [rows, n], dtype of weights
 };
 void validate(const RoundToGridsArgs& args);
 

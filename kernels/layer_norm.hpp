@@ -6,7 +6,7 @@ namespace gptqd {
 
 /// y = (x − mean(x)) / sqrt(var(x) + epsilon) · weight + bias over the last dimension; biased variance, fp32 inside.
 struct LayerNormArgs {
-  ConstAnyView<2> x;                ///< [tokens, d], compute dtype
+  ConstAnyView<2> x;                 ///< [tokens, d], compute dtype
   ConstTensorView<float, 1> weight;  ///< [d]
   ConstTensorView<float, 1> bias;    ///< [d]
   float epsilon = 1e-5f;

@@ -13,9 +13,8 @@ void validate(const LinearArgs& args) {
   if (args.bias) {
     checks::expect_tensor(*args.bias, Shape<1>{args.weight.rows()}, operation, "bias");
   }
-  checks::expect(!args.accumulate || args.activation == Activation::none, operation, [] {
-    return std::string("an activation together with accumulate, expected one of them at most");
-  });
+  checks::expect(!args.accumulate || args.activation == Activation::none, operation,
+                 [] { return std::string("an activation together with accumulate, expected one of them at most"); });
   checks::expect_disjoint(args.y, "y", args.x, "x", operation);
   checks::expect_disjoint(args.y, "y", args.weight, "weight", operation);
 }

@@ -12,11 +12,11 @@ enum class Activation : std::uint8_t { none, relu };
 ///
 /// Accumulates in fp32. The bits of a row of y do not depend on the number of threads.
 struct LinearArgs {
-  ConstAnyView<2> x;                             ///< [tokens, in], compute dtype
-  ConstAnyView<2> weight;                        ///< [out, in], compute dtype
+  ConstAnyView<2> x;                              ///< [tokens, in], compute dtype
+  ConstAnyView<2> weight;                         ///< [out, in], compute dtype
   std::optional<ConstTensorView<float, 1>> bias;  ///< [out]
-  AnyView<2> y;                                  ///< [tokens, out], compute dtype; must not overlap x
-  Activation activation = Activation::none;      ///< not together with accumulate
+  AnyView<2> y;                                   ///< [tokens, out], compute dtype; must not overlap x
+  Activation activation = Activation::none;       ///< not together with accumulate
   bool accumulate = false;
 };
 void validate(const LinearArgs& args);

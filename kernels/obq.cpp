@@ -15,7 +15,8 @@ void validate(const ObqArgs& args) {
   const auto n = args.weights.cols();
   const auto groups = args.scales.cols();
   expect(n <= max_obq_columns, operation, [&] {
-    return fmt::format("{} columns, expected at most {} (its cost grows with their cube); use gptq", n, max_obq_columns);
+    return fmt::format("{} columns, expected at most {} (its cost grows with their cube); use gptq", n,
+                       max_obq_columns);
   });
   expect_tensor(args.inverse, Shape<2>{n, n}, operation, "inverse");
   expect_tensor(args.weights, Shape<2>{rows, n}, {DType::f64, DType::f32}, operation, "weights");

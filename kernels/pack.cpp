@@ -37,9 +37,8 @@ void validate(const DequantizeArgs& args) {
   const auto n = args.weight.cols();
   const auto groups = args.scales.cols();
   expect_whole_words(n, args.bits, operation);
-  expect(args.stored == DType::f16 || args.stored == DType::bf16 || args.stored == DType::f32, operation, [&] {
-    return fmt::format("weights stored as {}, expected F16, BF16 or F32", name_of(args.stored));
-  });
+  expect(args.stored == DType::f16 || args.stored == DType::bf16 || args.stored == DType::f32, operation,
+         [&] { return fmt::format("weights stored as {}, expected F16, BF16 or F32", name_of(args.stored)); });
   expect_tensor(args.packed, Shape<2>{rows, n * args.bits / 32}, operation, "packed");
   expect_tensor(args.scales, Shape<2>{rows, groups}, operation, "scales");
   expect_tensor(args.zeros, Shape<2>{rows, groups}, operation, "zeros");

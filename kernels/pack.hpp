@@ -8,13 +8,14 @@ namespace gptqd {
 /// [bits·i, bits·i + bits): [rows, n·bits/32] words. The transpose of GPTQ's qweight, word for word (docs/formats.md).
 struct PackRowsArgs {
   int bits = 4;
-  ConstTensorView<std::uint8_t, 2> codes;      ///< [rows, n], columns in factor order
-  ConstTensorView<std::int32_t, 1> position;   ///< [n]: position[i] = factor-order column of original column i
-  TensorView<std::uint32_t, 2> packed;         ///< [rows, n·bits/32]; n·bits % 32 == 0
+  ConstTensorView<std::uint8_t, 2> codes;     ///< [rows, n], columns in factor order
+  ConstTensorView<std::int32_t, 1> position;  ///< [n]: position[i] = factor-order column of original column i
+  TensorView<std::uint32_t, 2> packed;        ///< [rows, n·bits/32]; n·bits % 32 == 0
 };
 void validate(const PackRowsArgs& args);
 
-/// weight[r, i] = RN(scales[r, g]·(q − zeros[r, g])), g = group[i], rounded once to `stored` and held in weight's dtype.
+/// weight[r, i] = RN(scales[r, g]·(q − zeros[r, g])), g = group[i], rounded once to `stored` and held in weight's
+/// dtype.
 ///
 /// The one function by which packed codes become weights: in the run, at resume, in evaluation.
 struct DequantizeArgs {

@@ -58,7 +58,8 @@ void validate(const WeightedNormsArgs& args) {
   const auto rows = args.delta.rows();
   const auto n = args.delta.cols();
   expect_factor(args.factor, args.first, n, operation);
-  expect(args.row_tile >= 1, operation, [&] { return fmt::format("row_tile = {}, expected a positive one", args.row_tile); });
+  expect(args.row_tile >= 1, operation,
+         [&] { return fmt::format("row_tile = {}, expected a positive one", args.row_tile); });
   expect_tensor(args.delta, Shape<2>{rows, n}, {args.factor.dtype}, operation, "delta");
   expect_tensor(args.extra, Shape<1>{n}, operation, "extra");
   expect_tensor(args.norms, Shape<1>{rows}, operation, "norms");

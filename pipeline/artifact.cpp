@@ -30,7 +30,8 @@ nlohmann::json quantization_config(const nlohmann::json& fingerprint, const Mode
           {"static_groups", spec.at("act_order") == "static"},
           {"damp_percent", spec.at("damping")},
           {"modules_in_block_to_quantize", std::move(groups)},
-          {"meta", {{"quantizer", {fmt::format("gptq-dist:{}", version)}}, {"fingerprint", fingerprint_hash(fingerprint)}}}};
+          {"meta",
+           {{"quantizer", {fmt::format("gptq-dist:{}", version)}}, {"fingerprint", fingerprint_hash(fingerprint)}}}};
 }
 
 std::vector<std::vector<std::string>> quantized_modules(const ModelSpec& model) {
@@ -44,8 +45,9 @@ std::vector<std::vector<std::string>> quantized_modules(const ModelSpec& model) 
   return modules;
 }
 
-io::ArtifactSummary write_artifact(const io::ShardStore& store, const nlohmann::json& fingerprint, const ModelSpec& model,
-                                   const io::CheckpointReader& source, const std::filesystem::path& out, std::int64_t max_shard_bytes,
+io::ArtifactSummary write_artifact(const io::ShardStore& store, const nlohmann::json& fingerprint,
+                                   const ModelSpec& model, const io::CheckpointReader& source,
+                                   const std::filesystem::path& out, std::int64_t max_shard_bytes,
                                    const std::function<void(const io::BlockShard&)>& seen) {
   const std::string hash = fingerprint_hash(fingerprint);
   return io::write_gptq_checkpoint({.source = &source,
@@ -67,7 +69,8 @@ io::ArtifactSummary write_artifact(const io::ShardStore& store, const nlohmann::
 io::BlockShard read_shard(const io::ShardStore& store, std::int64_t block, const std::string& fingerprint) {
   auto shard = store.read(block);
   if (shard.fingerprint != fingerprint) {
-    throw Error(ErrorKind::input, fmt::format("{} was made by another run (fingerprint {}, this run's is {}); delete it and run again, or use another --work",
+    throw Error(ErrorKind::input, fmt::format("{} was made by another run (fingerprint {}, this run's is {}); delete "
+                                              "it and run again, or use another --work",
                                               store.shard_path(block).string(), shard.fingerprint, fingerprint));
   }
   return shard;

@@ -19,8 +19,9 @@ std::vector<std::vector<std::string>> quantized_modules(const ModelSpec& model);
 
 /// Streams the shards into the artifact at `out`.
 /// @param seen  called with each block's shard as it passes, for the report
-io::ArtifactSummary write_artifact(const io::ShardStore& store, const nlohmann::json& fingerprint, const ModelSpec& model,
-                                   const io::CheckpointReader& source, const std::filesystem::path& out, std::int64_t max_shard_bytes,
+io::ArtifactSummary write_artifact(const io::ShardStore& store, const nlohmann::json& fingerprint,
+                                   const ModelSpec& model, const io::CheckpointReader& source,
+                                   const std::filesystem::path& out, std::int64_t max_shard_bytes,
                                    const std::function<void(const io::BlockShard&)>& seen);
 
 /// Reads a shard and checks that it belongs to the run. @throws Error (input) naming the shard and both fingerprints

@@ -11,17 +11,28 @@ std::int64_t attention_width(const BlockSpec& block) {
   return block.attention_in[0].rows + block.attention_in[1].rows + block.attention_in[2].rows;
 }
 
-void apply(Backend& backend, Stream& stream, const DeviceLinear& linear, ConstAnyView<2> x, AnyView<2> y, Activation activation, bool accumulate) {
-  backend.linear(stream, {.x = x, .weight = linear.weight_view(), .bias = linear.bias_view(), .y = y, .activation = activation, .accumulate = accumulate});
+void apply(Backend& backend, Stream& stream, const DeviceLinear& linear, ConstAnyView<2> x, AnyView<2> y,
+           Activation activation, bool accumulate) {
+  backend.linear(stream, {.x = x,
+                          .weight = linear.weight_view(),
+                          .bias = linear.bias_view(),
+                          .y = y,
+                          .activation = activation,
+                          .accumulate = accumulate});
 }
 
 void apply(Backend& backend, Stream& stream, const DeviceNorm& norm, float epsilon, ConstAnyView<2> x, AnyView<2> y) {
-  backend.layer_norm(stream, {.x = x, .weight = norm.weight.view<float, 1>({norm.width}), .bias = norm.bias.view<float, 1>({norm.width}), .epsilon = epsilon, .y = y});
+  backend.layer_norm(stream, {.x = x,
+                              .weight = norm.weight.view<float, 1>({norm.width}),
+                              .bias = norm.bias.view<float, 1>({norm.width}),
+                              .epsilon = epsilon,
+                              .y = y});
 }
 
 }  // namespace
 
-BlockForward::BlockForward(Backend& backend, Stream& stream, const ModelSpec& model, std::int64_t seqlen, std::int64_t most_tokens)
+BlockForward::BlockForward(Backend& backend, Stream& stream, const ModelSpec& model, std::int64_t seqlen,
+                           std::int64_t most_tokens)
     : backend_(backend), stream_(stream), seqlen_(seqlen), dtype_(backend.compute_dtype(model.dtype)) {
   std::int64_t widest = 0;
   for (const auto& block : model.blocks) {
@@ -34,16 +45,16 @@ void BlockForward::normalize(const NormSpec& spec, const BlockWeights& weights, 
   apply(backend_, stream_, weights.norm(spec), spec.epsilon, x, y);
 }
 
-void BlockForward::add_to_hidden(const BlockSpec& block, const NormSpec& norm, const LinearSpec& linear, const BlockWeights& weights,
-                                 ConstAnyView<2> x, AnyView<2> hidden) {
+void BlockForward::add_to_hidden(const BlockSpec& block, const NormSpec& norm, const LinearSpec& linear,
+                                 const BlockWeights& weights, ConstAnyView<2> x, AnyView<2> hidden) {
   apply(backend_, stream_, weights.linear(linear), x, hidden, Activation::none, true);
   if (block.norm_placement == NormPlacement::after) {
     normalize(norm, weights, hidden, hidden);
   }
 }
 
-void BlockForward::advance(const BlockSpec& block, const BlockWeights& weights, std::optional<Phase> phase, AnyView<2> hidden,
-                           ConstAnyView<2> previous, AnyView<2> input) {
+void BlockForward::advance(const BlockSpec& block, const BlockWeights& weights, std::optional<Phase> phase,
+                           AnyView<2> hidden, ConstAnyView<2> previous, AnyView<2> input) {
   const auto enter = [&](const NormSpec& norm) {
     if (block.norm_placement == NormPlacement::before) {
       normalize(norm, weights, hidden, input);
@@ -90,13 +101,20 @@ void BlockForward::advance(const BlockSpec& block, const BlockWeights& weights, 
   }
 }
 
-Embedding::Embedding(Backend& backend, Stream& stream, const ModelSpec& model, const io::CheckpointReader& tensors, std::int64_t seqlen)
-    : backend_(backend), stream_(stream), model_(model), seqlen_(seqlen), table_dtype_(tensors.at(model.token_table).dtype) {
+Embedding::Embedding(Backend& backend, Stream& stream, const ModelSpec& model, const io::CheckpointReader& tensors,
+                     std::int64_t seqlen)
+    : backend_(backend),
+      stream_(stream),
+      model_(model),
+      seqlen_(seqlen),
+      table_dtype_(tensors.at(model.token_table).dtype) {
   token_table_ = load_matrix(backend, stream, tensors, model.token_table, table_dtype_);
   const DType compute = backend.compute_dtype(model.dtype);
   if (model.positions) {
     if (seqlen > model.max_positions) {
-      throw Error(ErrorKind::usage, fmt::format("windows of {} tokens: the model has {} positions; give --seqlen {} or less", seqlen, model.max_positions, model.max_positions));
+      throw Error(ErrorKind::usage,
+                  fmt::format("windows of {} tokens: the model has {} positions; give --seqlen {} or less", seqlen,
+                              model.max_positions, model.max_positions));
     }
     position_table_ = load_matrix(backend, stream, tensors, model.positions->tensor, compute);
     std::vector<std::int32_t> ids(static_cast<std::size_t>(seqlen));
@@ -122,14 +140,19 @@ void Embedding::run(ConstTensorView<std::int32_t, 1> ids, AnyView<2> hidden) {
     backend_.embedding(stream_, {.ids = ids, .table = table, .y = hidden});
   }
   if (model_.positions) {
-    const ConstAnyView<2> positions = position_table_.any_view<2>(hidden.dtype, {model_.positions->rows, model_.hidden});
+    const ConstAnyView<2> positions =
+        position_table_.any_view<2>(hidden.dtype, {model_.positions->rows, model_.hidden});
     for (std::int64_t row = 0; row < ids.rows(); row += seqlen_) {
-      backend_.embedding(stream_, {.ids = position_ids_.view<std::int32_t, 1>({seqlen_}), .table = positions, .y = hidden.slice_rows(row, seqlen_), .accumulate = true});
+      backend_.embedding(stream_, {.ids = position_ids_.view<std::int32_t, 1>({seqlen_}),
+                                   .table = positions,
+                                   .y = hidden.slice_rows(row, seqlen_),
+                                   .accumulate = true});
     }
   }
 }
 
-Head::Head(Backend& backend, Stream& stream, const ModelSpec& model, const io::CheckpointReader& tensors, std::int64_t most_tokens)
+Head::Head(Backend& backend, Stream& stream, const ModelSpec& model, const io::CheckpointReader& tensors,
+           std::int64_t most_tokens)
     : backend_(backend), stream_(stream), model_(model), dtype_(backend.compute_dtype(model.dtype)) {
   if (model.final_norm) {
     norm_ = load_norm(backend, stream, tensors, *model.final_norm);

@@ -30,8 +30,8 @@ class BlockForward {
 
  private:
   void normalize(const NormSpec& spec, const BlockWeights& weights, ConstAnyView<2> x, AnyView<2> y);
-  void add_to_hidden(const BlockSpec& block, const NormSpec& norm, const LinearSpec& linear, const BlockWeights& weights,
-                     ConstAnyView<2> x, AnyView<2> hidden);
+  void add_to_hidden(const BlockSpec& block, const NormSpec& norm, const LinearSpec& linear,
+                     const BlockWeights& weights, ConstAnyView<2> x, AnyView<2> hidden);
 
   Backend& backend_;
   Stream& stream_;
@@ -43,7 +43,8 @@ class BlockForward {
 /// From token ids to hidden states.
 class Embedding {
  public:
-  Embedding(Backend& backend, Stream& stream, const ModelSpec& model, const io::CheckpointReader& tensors, std::int64_t seqlen);
+  Embedding(Backend& backend, Stream& stream, const ModelSpec& model, const io::CheckpointReader& tensors,
+            std::int64_t seqlen);
   /// hidden <- embeddings of whole samples, positions from 0.
   /// @param ids     i32 [samples · seqlen], on the device
   void run(ConstTensorView<std::int32_t, 1> ids, AnyView<2> hidden);
@@ -63,7 +64,8 @@ class Embedding {
 /// From hidden states to the head's input, and to losses.
 class Head {
  public:
-  Head(Backend& backend, Stream& stream, const ModelSpec& model, const io::CheckpointReader& tensors, std::int64_t most_tokens);
+  Head(Backend& backend, Stream& stream, const ModelSpec& model, const io::CheckpointReader& tensors,
+       std::int64_t most_tokens);
   /// Final norm and projection: the rows that the head multiplies. The view stays valid until the next call.
   /// @param hidden  [tokens, hidden], normalized in place
   AnyView<2> input(AnyView<2> hidden);

@@ -2,7 +2,8 @@
 
 namespace gptqd::pipeline {
 
-BlockLoader::BlockLoader(BlockLoaderContext context, BlockPackedSource packed, int bits, std::function<int(std::int64_t)> owner)
+BlockLoader::BlockLoader(BlockLoaderContext context, BlockPackedSource packed, int bits,
+                         std::function<int(std::int64_t)> owner)
     : context_(context), packed_(std::move(packed)), bits_(bits), owner_(std::move(owner)) {}
 
 BlockLoader::~BlockLoader() {
@@ -17,7 +18,8 @@ void BlockLoader::prefetch(std::int64_t block) {
   }
   ahead_ = block;
   reading_ = std::async(std::launch::async, [this, block, packed = packed_ ? packed_(block) : PackedSource()] {
-    return read_host_block(context_.tensors, context_.model.blocks[static_cast<std::size_t>(block)], packed, [this] { context_.progress.tick(); });
+    return read_host_block(context_.tensors, context_.model.blocks[static_cast<std::size_t>(block)], packed,
+                           [this] { context_.progress.tick(); });
   });
 }
 
@@ -37,8 +39,8 @@ BlockWeights BlockLoader::load(std::int64_t block) {
     context_.backend.copy_to_device(context_.stream, raw.data(), host.data.data(), bytes);
   }
   context_.communicator.broadcast(context_.stream, raw.data(), bytes, owner, what).wait();
-  BlockWeights weights(context_.backend, context_.stream, context_.model.blocks[static_cast<std::size_t>(block)], layout, raw,
-                       context_.model.dtype, bits_);
+  BlockWeights weights(context_.backend, context_.stream, context_.model.blocks[static_cast<std::size_t>(block)],
+                       layout, raw, context_.model.dtype, bits_);
   context_.stream.synchronize();  // `host` and `raw` go out of scope
   return weights;
 }

@@ -29,7 +29,8 @@ class BlockLoader {
   /// @param packed  what is packed in which block (finished shards, an artifact); called at the block's owner
   /// @param bits    of what is packed
   /// @param owner   replica that reads a block
-  BlockLoader(BlockLoaderContext context, BlockPackedSource packed, int bits, std::function<int(std::int64_t block)> owner);
+  BlockLoader(BlockLoaderContext context, BlockPackedSource packed, int bits,
+              std::function<int(std::int64_t block)> owner);
   ~BlockLoader();
 
   /// Starts reading a block in the background, at its owner. Others do nothing.

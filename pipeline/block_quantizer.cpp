@@ -24,18 +24,28 @@ std::optional<Phase> phase_before(std::optional<Phase> phase) {
 
 }  // namespace
 
-bool needs_calibration(const gptq::QuantSpec& spec) { return spec.method != gptq::Method::rtn || spec.clip == Clip::hessian; }
+bool needs_calibration(const gptq::QuantSpec& spec) {
+  return spec.method != gptq::Method::rtn || spec.clip == Clip::hessian;
+}
 
-BlockQuantizer::BlockQuantizer(gptq::Team team, const ModelSpec& model, const Plan& plan, int replica, BlockQuantizerSettings settings)
-    : team_(team), model_(model), plan_(plan), settings_(std::move(settings)), samples_(plan.replica_samples(replica)) {
+BlockQuantizer::BlockQuantizer(gptq::Team team, const ModelSpec& model, const Plan& plan, int replica,
+                               BlockQuantizerSettings settings)
+    : team_(team),
+      model_(model),
+      plan_(plan),
+      settings_(std::move(settings)),
+      leaves_(plan.replica_leaves(replica)),
+      samples_(plan.replica_samples(replica)) {
   if (!needs_calibration(settings_.spec)) {
     return;
   }
   std::int64_t most_rows = 0;
-  const auto leaves = plan.replica_leaves(replica);
-  for (int leaf = leaves.first; leaf < leaves.end(); ++leaf) {
+  for (int leaf = leaves_.first; leaf < leaves_.end(); ++leaf) {
     for (const auto& run : plan.micro_batches(leaf)) {
-      batches_.push_back({.leaf = leaf, .row = (run.first - samples_.first) * plan.seqlen, .rows = run.count * plan.seqlen, .first_sample = run.first});
+      batches_.push_back({.leaf = leaf,
+                          .row = (run.first - samples_.first) * plan.seqlen,
+                          .rows = run.count * plan.seqlen,
+                          .first_sample = run.first});
       most_rows = std::max(most_rows, batches_.back().rows);
     }
   }
@@ -52,7 +62,8 @@ BlockQuantizer::BlockQuantizer(gptq::Team team, const ModelSpec& model, const Pl
 }
 
 AnyView<2> BlockQuantizer::hidden() const {
-  return forward_ ? hidden_.any_view<2>(forward_->dtype(), {samples_.count * plan_.seqlen, model_.hidden}) : AnyView<2>();
+  return forward_ ? hidden_.any_view<2>(forward_->dtype(), {samples_.count * plan_.seqlen, model_.hidden})
+                  : AnyView<2>();
 }
 
 void BlockQuantizer::embed(const io::TokenWindows& windows, const io::CheckpointReader& tensors) {
@@ -62,7 +73,8 @@ void BlockQuantizer::embed(const io::TokenWindows& windows, const io::Checkpoint
   Embedding embedding(team_.backend, team_.stream, model_, tensors, plan_.seqlen);
   for (const auto& batch : batches_) {
     Buffer ids = team_.backend.allocate(batch.rows * size_of(DType::i32));
-    team_.backend.copy_to_device(team_.stream, ids.data(), windows.ids.data() + batch.first_sample * plan_.seqlen, ids.bytes());
+    team_.backend.copy_to_device(team_.stream, ids.data(), windows.ids.data() + batch.first_sample * plan_.seqlen,
+                                 ids.bytes());
     embedding.run(ids.view<std::int32_t, 1>({batch.rows}), hidden().slice_rows(batch.row, batch.rows));
   }
   team_.stream.synchronize();  // the tables go out of scope, and `windows` is the caller's
@@ -74,7 +86,8 @@ AnyView<2> BlockQuantizer::phase_input(const BlockSpec& block, Phase phase, cons
   return buffer.any_view<2>(forward_->dtype(), {batch.rows, width}, batch.row * width * size_of(forward_->dtype()));
 }
 
-void BlockQuantizer::advance_all(const BlockSpec& block, const BlockWeights& weights, std::optional<Phase> phase, AnyView<2> hidden) {
+void BlockQuantizer::advance_all(const BlockSpec& block, const BlockWeights& weights, std::optional<Phase> phase,
+                                 AnyView<2> hidden) {
   const auto before = phase_before(phase);
   for (const auto& batch : batches_) {
     forward_->advance(block, weights, phase, hidden.slice_rows(batch.row, batch.rows),
@@ -100,11 +113,12 @@ void BlockQuantizer::replay(const BlockSpec& block, const BlockWeights& weights)
 gptq::HessianInput BlockQuantizer::hessian_input(const BlockSpec& block, Phase phase) const {
   gptq::HessianInput input;
   input.tokens = plan_.tokens();
+  for (int leaf = leaves_.first; leaf < leaves_.end(); ++leaf) {
+    input.leaves.push_back({.leaf = leaf, .chunks = {}});  // empty where there are fewer samples than leaves
+  }
   for (const auto& batch : batches_) {
-    if (input.leaves.empty() || input.leaves.back().leaf != batch.leaf) {
-      input.leaves.push_back({.leaf = batch.leaf, .chunks = {}});
-    }
-    input.leaves.back().chunks.push_back(phase_input(block, phase, batch));
+    input.leaves[static_cast<std::size_t>(batch.leaf - leaves_.first)].chunks.push_back(
+        phase_input(block, phase, batch));
   }
   input.find_non_finite = [this, &block, phase] { return find_non_finite(block, phase); };
   return input;
@@ -121,23 +135,27 @@ std::optional<std::string> BlockQuantizer::find_non_finite(const BlockSpec& bloc
     const auto found = std::find_if(host.begin(), host.end(), [](float x) { return !std::isfinite(x); });
     if (found != host.end()) {
       const std::int64_t token = (found - host.begin()) / view.cols();
-      return fmt::format("calibration sample {}, token {}, channel {}", batch.first_sample + token / plan_.seqlen, token % plan_.seqlen, (found - host.begin()) % view.cols());
+      return fmt::format("calibration sample {}, token {}, channel {}", batch.first_sample + token / plan_.seqlen,
+                         token % plan_.seqlen, (found - host.begin()) % view.cols());
     }
   }
   return std::nullopt;
 }
 
-void BlockQuantizer::install(const BlockSpec& block, BlockWeights& weights, std::span<const gptq::QuantizedLinear> linears) {
+void BlockQuantizer::install(const BlockSpec& block, BlockWeights& weights,
+                             std::span<const gptq::QuantizedLinear> linears) {
   for (const auto& spec : block.linears()) {
     for (const auto& linear : linears) {
       if (linear.name == spec.module) {
-        linear.dequantize(team_.backend, team_.stream, settings_.spec.bits, model_.dtype, weights.linear(spec).weight_view());
+        linear.dequantize(team_.backend, team_.stream, settings_.spec.bits, model_.dtype,
+                          weights.linear(spec).weight_view());
       }
     }
   }
 }
 
-BlockResult BlockQuantizer::quantize(const BlockSpec& block, BlockWeights& weights, const std::function<void(Phase)>& entering) {
+BlockResult BlockQuantizer::quantize(const BlockSpec& block, BlockWeights& weights,
+                                     const std::function<void(Phase)>& entering) {
   const auto start = Clock::now();
   BlockResult result;
   // Without true-sequential every group sees the float block: the hidden states behind it are then thrown away.
@@ -186,7 +204,8 @@ BlockResult BlockQuantizer::quantize(const BlockSpec& block, BlockWeights& weigh
   return result;
 }
 
-io::PackedLinear to_packed_linear(Backend& backend, Stream& stream, const gptq::QuantizedLinear& linear, const gptq::QuantSpec& spec) {
+io::PackedLinear to_packed_linear(Backend& backend, Stream& stream, const gptq::QuantizedLinear& linear,
+                                  const gptq::QuantSpec& spec) {
   io::PackedLinear packed;
   packed.name = linear.name;
   packed.bits = spec.bits;

@@ -36,7 +36,8 @@ bool needs_calibration(const gptq::QuantSpec& spec);
 class BlockQuantizer {
  public:
   /// @param replica  this rank among the ranks of the stage (the team's)
-  BlockQuantizer(gptq::Team team, const ModelSpec& model, const Plan& plan, int replica, BlockQuantizerSettings settings);
+  BlockQuantizer(gptq::Team team, const ModelSpec& model, const Plan& plan, int replica,
+                 BlockQuantizerSettings settings);
 
   /// Hidden states of this replica's samples: [own tokens, hidden], compute dtype. Empty without calibration.
   AnyView<2> hidden() const;
@@ -51,7 +52,7 @@ class BlockQuantizer {
  private:
   struct MicroBatch {
     int leaf;
-    std::int64_t row;   ///< of this replica's tokens
+    std::int64_t row;  ///< of this replica's tokens
     std::int64_t rows;
     std::int64_t first_sample;  ///< of the whole calibration set
   };
@@ -66,6 +67,7 @@ class BlockQuantizer {
   const ModelSpec& model_;
   const Plan& plan_;
   BlockQuantizerSettings settings_;
+  comm::LeafRange leaves_;
   IndexRange samples_;
   std::vector<MicroBatch> batches_;
   std::unique_ptr<BlockForward> forward_;
@@ -75,6 +77,7 @@ class BlockQuantizer {
 };
 
 /// A device linear in the form of shards and artifacts.
-io::PackedLinear to_packed_linear(Backend& backend, Stream& stream, const gptq::QuantizedLinear& linear, const gptq::QuantSpec& spec);
+io::PackedLinear to_packed_linear(Backend& backend, Stream& stream, const gptq::QuantizedLinear& linear,
+                                  const gptq::QuantSpec& spec);
 
 }  // namespace gptqd::pipeline

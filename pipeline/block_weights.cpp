@@ -41,8 +41,8 @@ std::optional<ConstTensorView<float, 1>> DeviceLinear::bias_view() const {
   return bias.view<float, 1>({rows});
 }
 
-BlockWeights::BlockWeights(Backend& backend, Stream& stream, const BlockSpec& block, const std::vector<BlockTensor>& layout,
-                           const Buffer& raw, DType stored, int bits) {
+BlockWeights::BlockWeights(Backend& backend, Stream& stream, const BlockSpec& block,
+                           const std::vector<BlockTensor>& layout, const Buffer& raw, DType stored, int bits) {
   std::map<std::string, const BlockTensor*> by_name;
   for (const auto& tensor : layout) {
     by_name.emplace(tensor.name, &tensor);
@@ -81,7 +81,8 @@ BlockWeights::BlockWeights(Backend& backend, Stream& stream, const BlockSpec& bl
   }
 }
 
-Buffer load_matrix(Backend& backend, Stream& stream, const io::CheckpointReader& tensors, const std::string& name, DType dtype) {
+Buffer load_matrix(Backend& backend, Stream& stream, const io::CheckpointReader& tensors, const std::string& name,
+                   DType dtype) {
   Loaded loaded = load(backend, stream, tensors, name);
   if (loaded.view.dtype == dtype) {
     return std::move(loaded.buffer);
@@ -93,8 +94,13 @@ Buffer load_vector(Backend& backend, Stream& stream, const io::CheckpointReader&
   return load_matrix(backend, stream, tensors, name, DType::f32);
 }
 
-DeviceLinear load_linear(Backend& backend, Stream& stream, const io::CheckpointReader& tensors, const LinearSpec& spec, DType dtype) {
-  DeviceLinear linear{.rows = spec.rows, .cols = spec.cols, .dtype = dtype, .weight = load_matrix(backend, stream, tensors, spec.weight_name(), dtype), .bias = {}};
+DeviceLinear load_linear(Backend& backend, Stream& stream, const io::CheckpointReader& tensors, const LinearSpec& spec,
+                         DType dtype) {
+  DeviceLinear linear{.rows = spec.rows,
+                      .cols = spec.cols,
+                      .dtype = dtype,
+                      .weight = load_matrix(backend, stream, tensors, spec.weight_name(), dtype),
+                      .bias = {}};
   if (spec.bias) {
     linear.bias = load_vector(backend, stream, tensors, spec.bias_name());
   }

@@ -48,9 +48,11 @@ class BlockWeights {
 /// A small tensor of a checkpoint as fp32 on the device, read by this rank itself.
 Buffer load_vector(Backend& backend, Stream& stream, const io::CheckpointReader& tensors, const std::string& name);
 /// A matrix of a checkpoint on the device; converted to `dtype`.
-Buffer load_matrix(Backend& backend, Stream& stream, const io::CheckpointReader& tensors, const std::string& name, DType dtype);
+Buffer load_matrix(Backend& backend, Stream& stream, const io::CheckpointReader& tensors, const std::string& name,
+                   DType dtype);
 /// A linear outside the blocks, or a norm, read by this rank itself.
-DeviceLinear load_linear(Backend& backend, Stream& stream, const io::CheckpointReader& tensors, const LinearSpec& spec, DType dtype);
+DeviceLinear load_linear(Backend& backend, Stream& stream, const io::CheckpointReader& tensors, const LinearSpec& spec,
+                         DType dtype);
 DeviceNorm load_norm(Backend& backend, Stream& stream, const io::CheckpointReader& tensors, const NormSpec& spec);
 
 }  // namespace gptqd::pipeline

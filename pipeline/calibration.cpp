@@ -18,8 +18,9 @@ io::TokenWindows shared_windows(comm::World& world, const ModelSpec& model, cons
     const auto step = world.long_host_step(fmt::format("reading {}", file.string()));
     windows = with_context(fmt::format("reading tokens from {}", file.string()), make);
     if (windows.seqlen > model.max_positions) {
-      throw Error(ErrorKind::usage, fmt::format("{}: windows of {} tokens, the model has {} positions; give --seqlen {} or less", file.string(),
-                                                windows.seqlen, model.max_positions, model.max_positions));
+      throw Error(ErrorKind::usage,
+                  fmt::format("{}: windows of {} tokens, the model has {} positions; give --seqlen {} or less",
+                              file.string(), windows.seqlen, model.max_positions, model.max_positions));
     }
     io::check_vocabulary(windows, model.vocabulary, file.string());
   }
@@ -37,20 +38,22 @@ std::int64_t window_length(const std::optional<std::int64_t>& asked, const Model
 
 }  // namespace
 
-io::TokenWindows calibration_windows(comm::World& world, const ModelSpec& model, const std::filesystem::path& model_folder,
-                                     const CalibrationRequest& request) {
+io::TokenWindows calibration_windows(comm::World& world, const ModelSpec& model,
+                                     const std::filesystem::path& model_folder, const CalibrationRequest& request) {
   return shared_windows(world, model, request.file, [&] {
     if (io::is_token_file(request.file)) {
       const auto all = io::read_token_file(request.file);
-      return io::take(all, request.samples.value_or(std::min(default_samples, all.samples)), request.seqlen.value_or(all.seqlen), request.file.string());
+      return io::take(all, request.samples.value_or(std::min(default_samples, all.samples)),
+                      request.seqlen.value_or(all.seqlen), request.file.string());
     }
     const auto tokens = io::read_text_tokens(*io::Tokenizer::open(model_folder), request.file, io::SpecialTokens::add);
-    return io::draw_windows(tokens, request.samples.value_or(default_samples), window_length(request.seqlen, model), request.seed, request.file.string());
+    return io::draw_windows(tokens, request.samples.value_or(default_samples), window_length(request.seqlen, model),
+                            request.seed, request.file.string());
   });
 }
 
-io::TokenWindows evaluation_windows(comm::World& world, const ModelSpec& model, const std::filesystem::path& model_folder,
-                                    const EvaluationRequest& request) {
+io::TokenWindows evaluation_windows(comm::World& world, const ModelSpec& model,
+                                    const std::filesystem::path& model_folder, const EvaluationRequest& request) {
   return shared_windows(world, model, request.file, [&] {
     if (io::is_token_file(request.file)) {
       const auto all = io::read_token_file(request.file);

@@ -23,7 +23,8 @@ struct Batch {
   std::int64_t row = 0;  ///< of this rank's tokens
 };
 
-std::vector<Batch> own_batches(std::int64_t windows, std::int64_t seqlen, std::int64_t micro_batch_tokens, int rank, int ranks) {
+std::vector<Batch> own_batches(std::int64_t windows, std::int64_t seqlen, std::int64_t micro_batch_tokens, int rank,
+                               int ranks) {
   const std::int64_t size = std::max<std::int64_t>(1, micro_batch_tokens / seqlen);
   const std::int64_t count = (windows + size - 1) / size;
   std::vector<Batch> batches;
@@ -65,12 +66,14 @@ Evaluation evaluate(comm::World& world, Backend& backend, const EvaluateConfig& 
   const io::CheckpointReader& tensors = artifact ? artifact->tensors() : *folder;
   const auto windows = evaluation_windows(world, model, config.model, config.text);
   if (windows.seqlen < 2) {
-    throw Error(ErrorKind::usage, fmt::format("windows of {} token(s) predict nothing; give --seqlen 2 or more", windows.seqlen));
+    throw Error(ErrorKind::usage,
+                fmt::format("windows of {} token(s) predict nothing; give --seqlen 2 or more", windows.seqlen));
   }
 
   const auto stream = backend.create_stream();
   const auto communicator = comm::make_mpi_communicator(world.group());
-  const auto batches = own_batches(windows.samples, windows.seqlen, config.micro_batch_tokens, world.rank(), world.size());
+  const auto batches =
+      own_batches(windows.samples, windows.seqlen, config.micro_batch_tokens, world.rank(), world.size());
   std::int64_t most_rows = 0;
   std::int64_t rows = 0;
   for (const auto& batch : batches) {
@@ -83,12 +86,15 @@ Evaluation evaluate(comm::World& world, Backend& backend, const EvaluateConfig& 
   }
   BlockForward forward(backend, *stream, model, windows.seqlen, most_rows);
   const DType dtype = forward.dtype();
-  const auto allocate = [&](std::int64_t tokens, std::int64_t width) { return backend.allocate(tokens * width * size_of(dtype)); };
+  const auto allocate = [&](std::int64_t tokens, std::int64_t width) {
+    return backend.allocate(tokens * width * size_of(dtype));
+  };
   const Buffer hidden = allocate(rows, model.hidden);
   const Buffer narrow = allocate(most_rows, model.hidden);
   const Buffer wide = allocate(most_rows, widest);
   const auto hidden_of = [&](const Batch& batch) {
-    return hidden.any_view<2>(dtype, {batch.windows * windows.seqlen, model.hidden}, batch.row * model.hidden * size_of(dtype));
+    return hidden.any_view<2>(dtype, {batch.windows * windows.seqlen, model.hidden},
+                              batch.row * model.hidden * size_of(dtype));
   };
   const auto upload = [&](std::span<const std::int32_t> values) {
     Buffer buffer = backend.allocate(static_cast<std::int64_t>(values.size_bytes()));
@@ -96,7 +102,9 @@ Evaluation evaluate(comm::World& world, Backend& backend, const EvaluateConfig& 
     return buffer;
   };
   const auto ids_of = [&](const Batch& batch) {
-    return std::span(windows.ids).subspan(static_cast<std::size_t>(batch.first_window * windows.seqlen), static_cast<std::size_t>(batch.windows * windows.seqlen));
+    return std::span(windows.ids)
+        .subspan(static_cast<std::size_t>(batch.first_window * windows.seqlen),
+                 static_cast<std::size_t>(batch.windows * windows.seqlen));
   };
 
   world.set_activity("embedding the evaluation text");
@@ -112,8 +120,16 @@ Evaluation evaluate(comm::World& world, Backend& backend, const EvaluateConfig& 
   const PackedSource packed = [&](const std::string& module) -> std::optional<io::PackedLinear> {
     return artifact && artifact->has_linear(module) ? std::optional(artifact->read_linear(module)) : std::nullopt;
   };
-  BlockLoader loader({.backend = backend, .stream = *stream, .communicator = *communicator, .group = world.group(), .progress = world.progress(), .model = model, .tensors = tensors},
-                     [&](std::int64_t) { return packed; }, artifact ? artifact->bits() : 0, [&](std::int64_t block) { return static_cast<int>(block % world.size()); });
+  BlockLoader loader(
+      {.backend = backend,
+       .stream = *stream,
+       .communicator = *communicator,
+       .group = world.group(),
+       .progress = world.progress(),
+       .model = model,
+       .tensors = tensors},
+      [&](std::int64_t) { return packed; }, artifact ? artifact->bits() : 0,
+      [&](std::int64_t block) { return static_cast<int>(block % world.size()); });
   for (std::int64_t b = 0; b < std::ssize(model.blocks); ++b) {
     world.set_activity(fmt::format("evaluating block {}", b));
     const auto weights = loader.load(b);
@@ -156,7 +172,10 @@ Evaluation evaluate(comm::World& world, Backend& backend, const EvaluateConfig& 
     }
   }
 
-  Evaluation result{.windows = windows.samples, .seqlen = windows.seqlen, .tokens = windows.samples * (windows.seqlen - 1), .quantized = artifact.has_value()};
+  Evaluation result{.windows = windows.samples,
+                    .seqlen = windows.seqlen,
+                    .tokens = windows.samples * (windows.seqlen - 1),
+                    .quantized = artifact.has_value()};
   double total = 0;  // added in window order: the same at every number of ranks
   for (const auto& part : world.group().all_gather_bytes(std::as_bytes(std::span(sums)), "losses")) {
     std::vector<double> values(part.size() / sizeof(double));

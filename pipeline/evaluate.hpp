@@ -19,7 +19,7 @@ struct Evaluation {
   double nll = 0;
   std::int64_t windows = 0;
   std::int64_t seqlen = 0;
-  std::int64_t tokens = 0;  ///< predicted: windows · (seqlen − 1)
+  std::int64_t tokens = 0;        ///< predicted: windows · (seqlen − 1)
   std::int64_t weight_bytes = 0;  ///< of the model's files
   bool quantized = false;
   double seconds = 0;

@@ -21,13 +21,17 @@ class TensorCheck {
   void expect(const std::string& name, const std::vector<std::int64_t>& shape) const {
     const io::TensorInfo& info = tensors_.at(name);
     if (info.shape != shape) {
-      throw Error(ErrorKind::input,
-                  fmt::format("tensor {} has shape [{}], config.json makes it [{}]; config.json and the weights do not belong together",
-                              name, fmt::join(info.shape, ", "), fmt::join(shape, ", ")));
+      throw Error(
+          ErrorKind::input,
+          fmt::format(
+              "tensor {} has shape [{}], config.json makes it [{}]; config.json and the weights do not belong together",
+              name, fmt::join(info.shape, ", "), fmt::join(shape, ", ")));
     }
     if (info.dtype != DType::f16 && info.dtype != DType::bf16 && info.dtype != DType::f32) {
-      throw Error(ErrorKind::input, fmt::format("tensor {} is {}, expected F16, BF16 or F32; quantized checkpoints cannot be quantized again",
-                                                name, gptqd::name_of(info.dtype)));
+      throw Error(
+          ErrorKind::input,
+          fmt::format("tensor {} is {}, expected F16, BF16 or F32; quantized checkpoints cannot be quantized again",
+                      name, gptqd::name_of(info.dtype)));
     }
   }
   void expect(const LinearSpec& linear) const {
@@ -87,7 +91,8 @@ ModelSpec describe_model(const nlohmann::json& config, const io::CheckpointReade
   for (const auto& family : families) {
     known.push_back(family.model_type);
   }
-  throw Error(ErrorKind::input, fmt::format("config.json: model_type \"{}\" is not supported; this version knows: {}", type, fmt::join(known, ", ")));
+  throw Error(ErrorKind::input, fmt::format("config.json: model_type \"{}\" is not supported; this version knows: {}",
+                                            type, fmt::join(known, ", ")));
 }
 
 }  // namespace gptqd::pipeline

@@ -14,7 +14,9 @@ std::string fingerprint_hash(const nlohmann::json& fingerprint) {
 std::vector<std::string> fingerprint_differences(const nlohmann::json& there, const nlohmann::json& here) {
   const auto a = there.flatten();
   const auto b = here.flatten();
-  const auto value = [](const nlohmann::json& flat, const std::string& key) { return flat.contains(key) ? flat.at(key).dump() : std::string("nothing"); };
+  const auto value = [](const nlohmann::json& flat, const std::string& key) {
+    return flat.contains(key) ? flat.at(key).dump() : std::string("nothing");
+  };
   std::vector<std::string> differences;
   const auto compare = [&](const std::string& key) {
     if (value(a, key) != value(b, key)) {

@@ -17,7 +17,8 @@ std::int64_t first_not_finite(std::span<const std::byte> data, Word exponent_mas
   for (std::int64_t begin = 0; begin < count; begin += chunk) {
     const std::int64_t end = std::min(count, begin + chunk);
     Word words[chunk];
-    std::memcpy(words, data.data() + begin * static_cast<std::int64_t>(sizeof(Word)), static_cast<std::size_t>(end - begin) * sizeof(Word));
+    std::memcpy(words, data.data() + begin * static_cast<std::int64_t>(sizeof(Word)),
+                static_cast<std::size_t>(end - begin) * sizeof(Word));
     bool found = false;
     for (std::int64_t i = 0; i < end - begin; ++i) {
       found |= (words[i] & exponent_mask) == exponent_mask;
@@ -38,7 +39,8 @@ class Builder {
     tensor.offset = (static_cast<std::int64_t>(block_.data.size()) + alignment - 1) / alignment * alignment;
     block_.data.resize(static_cast<std::size_t>(tensor.offset + tensor.bytes()));
     block_.tensors.push_back(tensor);
-    return std::span(block_.data).subspan(static_cast<std::size_t>(tensor.offset), static_cast<std::size_t>(tensor.bytes()));
+    return std::span(block_.data)
+        .subspan(static_cast<std::size_t>(tensor.offset), static_cast<std::size_t>(tensor.bytes()));
   }
   template <class T>
   void add(const std::string& name, const std::vector<T>& values, const std::vector<std::int64_t>& shape) {
@@ -66,15 +68,21 @@ std::vector<Out> transposed(const std::vector<In>& values, std::int64_t groups, 
 
 void add_packed(Builder& builder, const LinearSpec& spec, const io::PackedLinear& linear) {
   if (linear.rows != spec.rows || linear.cols != spec.cols) {
-    throw Error(ErrorKind::input, fmt::format("{}: packed as [{}, {}], the model has [{}, {}]; the files belong to another model", spec.module,
-                                              linear.rows, linear.cols, spec.rows, spec.cols));
+    throw Error(ErrorKind::input,
+                fmt::format("{}: packed as [{}, {}], the model has [{}, {}]; the files belong to another model",
+                            spec.module, linear.rows, linear.cols, spec.rows, spec.cols));
   }
   const std::int64_t words = linear.cols * linear.bits / 32;
   const std::int64_t groups = linear.groups();
-  builder.add(spec.module + ".packed", io::transpose_words(ConstTensorView<std::uint32_t, 2>(linear.qweight.data(), {words, linear.rows})),
+  builder.add(spec.module + ".packed",
+              io::transpose_words(ConstTensorView<std::uint32_t, 2>(linear.qweight.data(), {words, linear.rows})),
               {linear.rows, words});
-  builder.add(spec.module + ".scales", transposed<float>(linear.scales, groups, linear.rows, [](Half h) { return to_float(h); }), {linear.rows, groups});
-  builder.add(spec.module + ".zeros", transposed<std::uint8_t>(linear.zeros, groups, linear.rows, [](std::uint8_t z) { return z; }), {linear.rows, groups});
+  builder.add(spec.module + ".scales",
+              transposed<float>(linear.scales, groups, linear.rows, [](Half h) { return to_float(h); }),
+              {linear.rows, groups});
+  builder.add(spec.module + ".zeros",
+              transposed<std::uint8_t>(linear.zeros, groups, linear.rows, [](std::uint8_t z) { return z; }),
+              {linear.rows, groups});
   builder.add(spec.module + ".g_idx", linear.g_idx, {linear.cols});
 }
 
@@ -107,7 +115,8 @@ std::vector<BlockTensor> HostBlock::parse_layout(const std::string& layout) {
   return tensors;
 }
 
-void require_finite(std::string_view name, DType dtype, const std::vector<std::int64_t>& shape, std::span<const std::byte> data) {
+void require_finite(std::string_view name, DType dtype, const std::vector<std::int64_t>& shape,
+                    std::span<const std::byte> data) {
   std::int64_t index = -1;
   switch (dtype) {
     case DType::f32:
@@ -124,7 +133,8 @@ void require_finite(std::string_view name, DType dtype, const std::vector<std::i
   }
   if (index >= 0) {
     const std::int64_t width = shape.empty() ? 1 : shape.back();
-    throw Error(ErrorKind::input, fmt::format("tensor {} [{}] is not finite at row {}, column {}; the checkpoint is damaged or was trained into overflow: get it again",
+    throw Error(ErrorKind::input, fmt::format("tensor {} [{}] is not finite at row {}, column {}; the checkpoint is "
+                                              "damaged or was trained into overflow: get it again",
                                               name, fmt::join(shape, ", "), index / width, index % width));
   }
 }

@@ -44,6 +44,7 @@ HostBlock read_host_block(const io::CheckpointReader& tensors, const BlockSpec& 
                           const std::function<void()>& tick);
 
 /// Throws Error (input) naming the first element of a floating tensor that is not finite.
-void require_finite(std::string_view name, DType dtype, const std::vector<std::int64_t>& shape, std::span<const std::byte> data);
+void require_finite(std::string_view name, DType dtype, const std::vector<std::int64_t>& shape,
+                    std::span<const std::byte> data);
 
 }  // namespace gptqd::pipeline

@@ -12,7 +12,7 @@ namespace gptqd::pipeline {
 
 /// A linear layer of a block: y = x Wᵀ + b.
 struct LinearSpec {
-  std::string module;  ///< in the checkpoint: "model.decoder.layers.3.self_attn.q_proj"
+  std::string module;     ///< in the checkpoint: "model.decoder.layers.3.self_attn.q_proj"
   std::int64_t rows = 0;  ///< out_features
   std::int64_t cols = 0;  ///< in_features
   bool bias = false;
@@ -78,18 +78,18 @@ struct PositionTable {
 
 /// A whole decoder-only model.
 struct ModelSpec {
-  std::string model_type;  ///< as in config.json
+  std::string model_type;    ///< as in config.json
   DType dtype = DType::f16;  ///< of the checkpoint's weights
   std::int64_t hidden = 0;
   std::int64_t vocabulary = 0;
   std::int64_t max_positions = 0;
-  std::string token_table;            ///< [vocabulary, embedding_width]
+  std::string token_table;  ///< [vocabulary, embedding_width]
   std::int64_t embedding_width = 0;
-  std::optional<PositionTable> positions;   ///< [rows, hidden]
-  std::optional<LinearSpec> project_in;     ///< embedding_width -> hidden
+  std::optional<PositionTable> positions;  ///< [rows, hidden]
+  std::optional<LinearSpec> project_in;    ///< embedding_width -> hidden
   std::optional<NormSpec> final_norm;
-  std::optional<LinearSpec> project_out;    ///< hidden -> embedding_width
-  std::string head;                         ///< [vocabulary, embedding_width]; the token table where tied
+  std::optional<LinearSpec> project_out;  ///< hidden -> embedding_width
+  std::string head;                       ///< [vocabulary, embedding_width]; the token table where tied
   std::vector<BlockSpec> blocks;
 
   std::int64_t parameters() const;  ///< of the blocks' linears

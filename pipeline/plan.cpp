@@ -17,7 +17,9 @@ IndexRange part_of(std::int64_t total, std::int64_t parts, std::int64_t index) {
 
 IndexRange Plan::leaf_samples(int leaf) const { return part_of(samples, partition.leaves, leaf); }
 
-comm::LeafRange Plan::replica_leaves(int replica) const { return comm::leaves_of(replica, grid.replicas, partition.leaves); }
+comm::LeafRange Plan::replica_leaves(int replica) const {
+  return comm::leaves_of(replica, grid.replicas, partition.leaves);
+}
 
 IndexRange Plan::replica_samples(int replica) const {
   const auto leaves = replica_leaves(replica);
@@ -70,12 +72,13 @@ std::int64_t Plan::bytes_per_rank(const ModelSpec& model) const {
 }
 
 std::string Plan::summary(const ModelSpec& model) const {
-  return fmt::format("{} blocks, {:.1f} M weights; {} rank{} = {} stage{} x {} replica{}; {} samples of {} tokens in {} leaves; "
-                     "panels of {} columns, tiles of {} rows; about {:.2f} GB a rank",
-                     blocks, static_cast<double>(model.parameters()) / 1e6, grid.stages * grid.replicas,
-                     grid.stages * grid.replicas == 1 ? "" : "s", grid.stages, grid.stages == 1 ? "" : "s", grid.replicas,
-                     grid.replicas == 1 ? "" : "s", samples, seqlen, partition.leaves, partition.panel_columns, partition.row_tile,
-                     static_cast<double>(bytes_per_rank(model)) / 1e9);
+  return fmt::format(
+      "{} blocks, {:.1f} M weights; {} rank{} = {} stage{} x {} replica{}; {} samples of {} tokens in {} leaves; "
+      "panels of {} columns, tiles of {} rows; about {:.2f} GB a rank",
+      blocks, static_cast<double>(model.parameters()) / 1e6, grid.stages * grid.replicas,
+      grid.stages * grid.replicas == 1 ? "" : "s", grid.stages, grid.stages == 1 ? "" : "s", grid.replicas,
+      grid.replicas == 1 ? "" : "s", samples, seqlen, partition.leaves, partition.panel_columns, partition.row_tile,
+      static_cast<double>(bytes_per_rank(model)) / 1e9);
 }
 
 Plan make_plan(const ModelSpec& model, const PlanRequest& request) {
@@ -86,13 +89,16 @@ Plan make_plan(const ModelSpec& model, const PlanRequest& request) {
   plan.blocks = static_cast<std::int64_t>(model.blocks.size());
   plan.partition = request.partition;
   if (plan.grid.stages > plan.blocks) {
-    throw Error(ErrorKind::usage, fmt::format("--stages {}: the model has only {} blocks; give at most that many stages", plan.grid.stages, plan.blocks));
+    throw Error(ErrorKind::usage,
+                fmt::format("--stages {}: the model has only {} blocks; give at most that many stages",
+                            plan.grid.stages, plan.blocks));
   }
   if (plan.grid.replicas > plan.partition.leaves) {
     plan.partition.leaves = static_cast<int>(std::bit_ceil(static_cast<unsigned>(plan.grid.replicas)));
     plan.leaves_raised = true;
   }
-  plan.micro_batch_samples = std::max<std::int64_t>(1, request.micro_batch_tokens / std::max<std::int64_t>(1, request.seqlen));
+  plan.micro_batch_samples =
+      std::max<std::int64_t>(1, request.micro_batch_tokens / std::max<std::int64_t>(1, request.seqlen));
   return plan;
 }
 

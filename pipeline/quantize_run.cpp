@@ -1,6 +1,9 @@
 #include "pipeline/quantize_run.hpp"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cmath>
 #include <future>
@@ -38,7 +41,9 @@ Source open_source(const std::filesystem::path& folder) {
     Source source;
     source.config = io::read_json(folder / "config.json");
     if (source.config.contains("quantization_config")) {
-      throw Error(ErrorKind::input, "config.json has a quantization_config: the model is quantized already; give the folder of its float weights");
+      throw Error(ErrorKind::input,
+                  "config.json has a quantization_config: the model is quantized already; give the folder of its float "
+                  "weights");
     }
     source.tensors = io::CheckpointReader::open(folder);
     source.model = describe_model(source.config, *source.tensors);
@@ -49,8 +54,9 @@ Source open_source(const std::filesystem::path& folder) {
 void check_format(const ModelSpec& model, const gptq::QuantSpec& spec) {
   for (const auto& linear : model.blocks.front().linears()) {
     if (const auto obstacle = io::format_obstacle(linear.rows, linear.cols, spec.bits, spec.group_size)) {
-      throw Error(ErrorKind::usage, fmt::format("{} [{}, {}] cannot be written at {} bits, group size {}: {}", linear.module, linear.rows, linear.cols, spec.bits,
-                                                spec.group_size, *obstacle));
+      throw Error(ErrorKind::usage,
+                  fmt::format("{} [{}, {}] cannot be written at {} bits, group size {}: {}", linear.module, linear.rows,
+                              linear.cols, spec.bits, spec.group_size, *obstacle));
     }
   }
 }
@@ -63,8 +69,9 @@ nlohmann::json model_identity(const Source& source) {
   return {{"config", fingerprint_hash(source.config)}, {"files", std::move(files)}};
 }
 
-nlohmann::json make_fingerprint(const Source& source, const Plan& plan, const QuantizeConfig& config, const gptq::QuantSpec& spec,
-                                const std::optional<io::TokenWindows>& windows, const Backend& backend) {
+nlohmann::json make_fingerprint(const Source& source, const Plan& plan, const QuantizeConfig& config,
+                                const gptq::QuantSpec& spec, const std::optional<io::TokenWindows>& windows,
+                                const Backend& backend) {
   nlohmann::json calibration;
   if (windows) {
     calibration = {{"samples", windows->samples}, {"seqlen", windows->seqlen}, {"hash", windows->hash()}};
@@ -95,7 +102,34 @@ bool out_is_complete(const std::filesystem::path& out, const std::string& finger
       return true;
     }
   }
-  throw Error(ErrorKind::usage, fmt::format("{} exists and is not this run's result; choose another --out, or remove it", out.string()));
+  throw Error(ErrorKind::usage,
+              fmt::format("{} exists and is not this run's result; choose another --out, or remove it", out.string()));
+}
+
+/// Makes the folder that `path` will lie in: a place that cannot be written is noticed before hours of work, not after.
+void require_writable(const std::filesystem::path& path, std::string_view option) {
+  const auto place = std::filesystem::absolute(path).lexically_normal();
+  const auto folder = place.has_filename() ? place.parent_path() : place.parent_path().parent_path();
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  if (!error && ::access(folder.c_str(), W_OK | X_OK) != 0) {
+    error = std::error_code(errno, std::generic_category());
+  }
+  if (error) {
+    throw Error(ErrorKind::io, fmt::format("{} {}: nothing can be written there: {}; choose another place", option,
+                                           path.string(), error.message()));
+  }
+}
+
+/// Makes sure, before the work, that `path` will have a folder to lie in. @throws Error (io)
+void require_place_for(const std::filesystem::path& path, std::string_view option) {
+  const auto folder = std::filesystem::absolute(path).parent_path();
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  if (error || access(folder.c_str(), W_OK) != 0) {
+    throw Error(ErrorKind::io, fmt::format("{} {}: cannot write into {}: {}; choose another place", option,
+                                           path.string(), folder.string(), error ? error.message() : "no permission"));
+  }
 }
 
 /// What rank 0 found on disk, for all ranks.
@@ -105,11 +139,22 @@ struct Found {
   bool complete = false;            ///< OUT is there
 };
 
-Found look_at_disk(comm::World& world, const QuantizeConfig& config, const Source& source, const nlohmann::json& wanted, const RunObserver& observer) {
+Found look_at_disk(comm::World& world, const QuantizeConfig& config, const Source& source, const nlohmann::json& wanted,
+                   const RunObserver& observer) {
   Found found;
   if (world.rank() == 0) {
     const auto step = world.long_host_step("looking at the work folder");
-    const RunRecord record = open_work_folder(config.work, {.fingerprint = wanted, .facts = {{"model", std::filesystem::absolute(config.model).string()}}}, config.allow_mixed, observer.note);
+    require_place_for(config.out, "--out");
+    if (config.report) {
+      require_place_for(*config.report, "--report");
+    }
+    require_writable(config.out, "--out");
+    if (config.report) {
+      require_writable(*config.report, "--report");
+    }
+    const RunRecord record = open_work_folder(
+        config.work, {.fingerprint = wanted, .facts = {{"model", std::filesystem::absolute(config.model).string()}}},
+        config.allow_mixed, observer.note);
     found.fingerprint = record.fingerprint;
     const io::ShardStore store(config.work);
     store.remove_stale_temporaries();
@@ -129,13 +174,15 @@ Found look_at_disk(comm::World& world, const QuantizeConfig& config, const Sourc
   return found;
 }
 
-double block_loss_ratio(const LayerTable& table) { return table.loss_ratio().value_or(std::numeric_limits<double>::quiet_NaN()); }
+double block_loss_ratio(const LayerTable& table) {
+  return table.loss_ratio().value_or(std::numeric_limits<double>::quiet_NaN());
+}
 
 /// A stage's way through its blocks.
 class StageRun {
  public:
-  StageRun(comm::World& world, Backend& backend, const QuantizeConfig& config, const gptq::QuantSpec& spec, const Source& source, const Plan& plan,
-           const Found& found, const RunObserver& observer)
+  StageRun(comm::World& world, Backend& backend, const QuantizeConfig& config, const gptq::QuantSpec& spec,
+           const Source& source, const Plan& plan, const Found& found, const RunObserver& observer)
       : world_(world),
         backend_(backend),
         config_(config),
@@ -151,9 +198,18 @@ class StageRun {
         world_communicator_(comm::make_mpi_communicator(world.group())),
         store_(config.work),
         team_{.backend = backend, .stream = *stream_, .communicator = *communicator_, .group = grid_.replicas_group()},
-        quantizer_(team_, source.model, plan, grid_.replica(), {.spec = spec, .true_sequential = config.true_sequential}),
-        loader_({.backend = backend, .stream = *stream_, .communicator = *communicator_, .group = grid_.replicas_group(), .progress = world.progress(), .model = source.model, .tensors = *source.tensors},
-                [this](std::int64_t block) { return finished_block(block); }, spec.bits, [this](std::int64_t block) { return plan_.owner_of(block); }) {
+        quantizer_(team_, source.model, plan, grid_.replica(),
+                   {.spec = spec, .true_sequential = config.true_sequential}),
+        loader_(
+            {.backend = backend,
+             .stream = *stream_,
+             .communicator = *communicator_,
+             .group = grid_.replicas_group(),
+             .progress = world.progress(),
+             .model = source.model,
+             .tensors = *source.tensors},
+            [this](std::int64_t block) { return finished_block(block); }, spec.bits,
+            [this](std::int64_t block) { return plan_.owner_of(block); }) {
     const auto missing = std::find(found.valid.rbegin(), found.valid.rend(), 0);
     const auto behind_last_missing = std::distance(missing, found.valid.rend());
     const auto own = plan.stage_blocks(grid_.stage());
@@ -194,7 +250,8 @@ class StageRun {
     }
     const auto hidden = quantizer_.hidden();
     world_.set_activity("waiting for the hidden states of the stage before");
-    world_communicator_->receive(*stream_, hidden.data, hidden.bytes(), grid_.previous_stage_rank(), "hidden states").wait();
+    world_communicator_->receive(*stream_, hidden.data, hidden.bytes(), grid_.previous_stage_rank(), "hidden states")
+        .wait();
   }
 
   PackedSource finished_block(std::int64_t block) const {
@@ -229,7 +286,8 @@ class StageRun {
       report(block, start, std::nullopt);
       return;
     }
-    auto result = quantizer_.quantize(spec, weights, [&](Phase phase) { world_.set_activity(fmt::format("block {}, {}", block, name_of(phase))); });
+    auto result = quantizer_.quantize(
+        spec, weights, [&](Phase phase) { world_.set_activity(fmt::format("block {}, {}", block, name_of(phase))); });
     const auto shard = to_shard(block, result);
     LayerTable table;
     table.add(shard);
@@ -254,24 +312,33 @@ class StageRun {
       if (owner) {
         shard.linears.push_back(to_packed_linear(backend_, *stream_, linear, spec_));
       } else {
-        shard.linears.push_back({.name = linear.name, .qweight = {}, .scales = {}, .zeros = {}, .g_idx = {}, .record = linear.record.to_json()});
+        shard.linears.push_back({.name = linear.name,
+                                 .qweight = {},
+                                 .scales = {},
+                                 .zeros = {},
+                                 .g_idx = {},
+                                 .record = linear.record.to_json()});
       }
       seconds[linear.name] = linear.record.seconds;
     }
-    shard.run = {{"host", world_.host_name()},
-                 {"ranks", world_.size()},
-                 {"stages", plan_.grid.stages},
-                 {"seconds", {{"forward", result.seconds.forward}, {"quantize", result.seconds.quantize}, {"total", result.seconds.total}}},
-                 {"linear_seconds", std::move(seconds)}};
+    shard.run = {
+        {"host", world_.host_name()},
+        {"ranks", world_.size()},
+        {"stages", plan_.grid.stages},
+        {"seconds",
+         {{"forward", result.seconds.forward}, {"quantize", result.seconds.quantize}, {"total", result.seconds.total}}},
+        {"linear_seconds", std::move(seconds)}};
     return shard;
   }
 
   void count_fallbacks(const LayerTable& table) {
     fallbacks_ += table.fallbacks();
     if (fallbacks_ > config_.max_fallbacks) {
-      throw Error(ErrorKind::input, fmt::format("{} linear(s) fell back to round-to-nearest, --max-fallbacks is {}: H of {} is not positive definite at any damping; "
-                                                "give more or other calibration text, or allow it with --max-fallbacks",
-                                                fallbacks_, config_.max_fallbacks, fmt::join(table.fallback_names(), ", ")));
+      throw Error(ErrorKind::input,
+                  fmt::format("{} linear(s) fell back to round-to-nearest, --max-fallbacks is {}: H of {} is not "
+                              "positive definite at any damping; "
+                              "give more or other calibration text, or allow it with --max-fallbacks",
+                              fallbacks_, config_.max_fallbacks, fmt::join(table.fallback_names(), ", ")));
     }
   }
 
@@ -288,9 +355,16 @@ class StageRun {
     const double seconds = seconds_since(start);
     (ratio ? computed_seconds_ : replayed_seconds_).push_back(seconds);
     const auto mean = [](const std::vector<double>& values, double otherwise) {
-      return values.empty() ? otherwise : std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+      return values.empty() ? otherwise
+                            : std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
     };
-    BlockProgress progress{.block = block, .blocks = plan_.blocks, .done = block + 1 - blocks_.first, .to_do = blocks_.count, .replayed = !ratio, .seconds = seconds, .loss_ratio = ratio};
+    BlockProgress progress{.block = block,
+                           .blocks = plan_.blocks,
+                           .done = block + 1 - blocks_.first,
+                           .to_do = blocks_.count,
+                           .replayed = !ratio,
+                           .seconds = seconds,
+                           .loss_ratio = ratio};
     for (std::int64_t next = block + 1; next < blocks_.end(); ++next) {
       progress.eta_seconds += is_found(next) ? mean(replayed_seconds_, seconds) : mean(computed_seconds_, seconds);
     }
@@ -330,7 +404,8 @@ class StageRun {
 /// Every layer of the run has passed: the fallbacks of blocks that were found count as well.
 void check_fallbacks(const LayerTable& table, std::int64_t most) {
   if (table.fallbacks() > most) {
-    throw Error(ErrorKind::input, fmt::format("{} linear(s) fell back to round-to-nearest ({}), --max-fallbacks is {}; the shards are kept: raise it to accept them",
+    throw Error(ErrorKind::input, fmt::format("{} linear(s) fell back to round-to-nearest ({}), --max-fallbacks is {}; "
+                                              "the shards are kept: raise it to accept them",
                                               table.fallbacks(), fmt::join(table.fallback_names(), ", "), most));
   }
 }
@@ -344,28 +419,36 @@ std::int64_t total_bytes(const io::CheckpointReader& tensors) {
 }
 
 /// Shards to artifact, on one rank.
-QuantizeSummary merge(const io::ShardStore& store, const nlohmann::json& fingerprint, const Source& source, const std::filesystem::path& out,
-                      std::int64_t max_shard_bytes, std::int64_t max_fallbacks, LayerTable& table, nlohmann::json& files) {
+QuantizeSummary merge(const io::ShardStore& store, const nlohmann::json& fingerprint, const Source& source,
+                      const std::filesystem::path& out, std::int64_t max_shard_bytes, std::int64_t max_fallbacks,
+                      LayerTable& table, nlohmann::json& files) {
   for (std::int64_t block = 0; block < std::ssize(source.model.blocks); ++block) {
     const auto state = store.state(block);
     if (state.status != io::ShardStatus::valid) {
-      throw Error(ErrorKind::input, fmt::format("block {} is not ready for the merge: {}; run the quantization again to complete it", block, state.reason));
+      throw Error(ErrorKind::input,
+                  fmt::format("block {} is not ready for the merge: {}; run the quantization again to complete it",
+                              block, state.reason));
     }
   }
   store.write_manifest(std::ssize(source.model.blocks), fingerprint);
-  const auto summary = write_artifact(store, fingerprint, source.model, *source.tensors, out, max_shard_bytes, [&](const io::BlockShard& shard) {
-    table.add(shard);
-    check_fallbacks(table, max_fallbacks);
-  });
+  const auto summary = write_artifact(store, fingerprint, source.model, *source.tensors, out, max_shard_bytes,
+                                      [&](const io::BlockShard& shard) {
+                                        table.add(shard);
+                                        check_fallbacks(table, max_fallbacks);
+                                      });
   for (const auto& file : summary.files) {
     files.push_back({{"name", file.name}, {"bytes", file.bytes}, {"xxh3_128", file.xxh3_128}});
   }
-  return {.out = out, .artifact_bytes = summary.bytes, .source_bytes = total_bytes(*source.tensors), .loss_ratio = table.loss_ratio()};
+  return {.out = out,
+          .artifact_bytes = summary.bytes,
+          .source_bytes = total_bytes(*source.tensors),
+          .loss_ratio = table.loss_ratio()};
 }
 
 }  // namespace
 
-QuantizeSummary run_quantize(comm::World& world, Backend& backend, const QuantizeConfig& config, const RunObserver& observer) {
+QuantizeSummary run_quantize(comm::World& world, Backend& backend, const QuantizeConfig& config,
+                             const RunObserver& observer) {
   const auto start = Clock::now();
   const Source source = open_source(config.model);
   gptq::QuantSpec spec = config.spec;
@@ -389,18 +472,23 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
   if (world.rank() == 0) {
     observer.note(plan.summary(source.model));
     if (plan.leaves_raised) {
-      observer.note(fmt::format("--hessian-leaves raised to {}, one a rank at least: the bytes differ from those of a run with fewer ranks", plan.partition.leaves));
+      observer.note(fmt::format(
+          "--hessian-leaves raised to {}, one a rank at least: the bytes differ from those of a run with fewer ranks",
+          plan.partition.leaves));
     }
   }
   const auto wanted = make_fingerprint(source, plan, config, spec, windows, backend);
   const Found found = look_at_disk(world, config, source, wanted, observer);
-  QuantizeSummary summary{.out = config.out, .source_bytes = total_bytes(*source.tensors), .blocks_found = std::count(found.valid.begin(), found.valid.end(), 1)};
+  QuantizeSummary summary{.out = config.out,
+                          .source_bytes = total_bytes(*source.tensors),
+                          .blocks_found = std::count(found.valid.begin(), found.valid.end(), 1)};
   if (found.complete) {
     summary.already_complete = true;
     return summary;
   }
   if (world.rank() == 0 && summary.blocks_found > 0) {
-    observer.note(fmt::format("found {} of {} blocks finished; going on with the rest", summary.blocks_found, plan.blocks));
+    observer.note(
+        fmt::format("found {} of {} blocks finished; going on with the rest", summary.blocks_found, plan.blocks));
   }
 
   const auto blocks_start = Clock::now();
@@ -408,7 +496,8 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
   {
     StageRun stage(world, backend, config, spec, source, plan, found, observer);
     stage.run(windows);
-    const auto computed = world.group().all_gather(world.rank() % plan.grid.replicas == 0 ? stage.blocks_computed() : 0, "blocks computed");
+    const auto computed = world.group().all_gather(world.rank() % plan.grid.replicas == 0 ? stage.blocks_computed() : 0,
+                                                   "blocks computed");
     summary.blocks_computed = std::accumulate(computed.begin(), computed.end(), std::int64_t{0});
     flops = stage.flops();
   }
@@ -422,7 +511,8 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
     LayerTable table;
     nlohmann::json files = nlohmann::json::array();
     const auto merge_start = Clock::now();
-    const auto merged = merge(io::ShardStore(config.work), found.fingerprint, source, config.out, config.max_shard_bytes, config.max_fallbacks, table, files);
+    const auto merged = merge(io::ShardStore(config.work), found.fingerprint, source, config.out,
+                              config.max_shard_bytes, config.max_fallbacks, table, files);
     summary.artifact_bytes = merged.artifact_bytes;
     summary.loss_ratio = merged.loss_ratio;
     summary.seconds = seconds_since(start);
@@ -430,21 +520,22 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
     for (std::size_t rank = 0; rank < stage_flops.size(); rank += static_cast<std::size_t>(plan.grid.replicas)) {
       mega_flops += static_cast<double>(stage_flops[rank]);
     }
-    const nlohmann::json report = {{"tool", fmt::format("gptq-dist {}", version)},
-                                   {"model", config.model.string()},
-                                   {"out", config.out.string()},
-                                   {"fingerprint", found.fingerprint},
-                                   {"fingerprint_hash", fingerprint_hash(found.fingerprint)},
-                                   {"ranks", world.size()},
-                                   {"stages", plan.grid.stages},
-                                   {"peak_bytes_per_rank", peaks},
-                                   {"blocks", {{"total", plan.blocks}, {"computed", summary.blocks_computed}, {"found", summary.blocks_found}}},
-                                   {"seconds", {{"total", summary.seconds}, {"blocks", blocks_seconds}, {"merge", seconds_since(merge_start)}}},
-                                   {"model_flops", mega_flops * 1e6},
-                                   {"loss_ratio", summary.loss_ratio ? nlohmann::json(*summary.loss_ratio) : nlohmann::json()},
-                                   {"fallbacks", table.fallbacks()},
-                                   {"artifact", {{"bytes", summary.artifact_bytes}, {"files", std::move(files)}}},
-                                   {"layers", table.layers()}};
+    const nlohmann::json report = {
+        {"tool", fmt::format("gptq-dist {}", version)},
+        {"model", config.model.string()},
+        {"out", config.out.string()},
+        {"fingerprint", found.fingerprint},
+        {"fingerprint_hash", fingerprint_hash(found.fingerprint)},
+        {"ranks", world.size()},
+        {"stages", plan.grid.stages},
+        {"peak_bytes_per_rank", peaks},
+        {"blocks", {{"total", plan.blocks}, {"computed", summary.blocks_computed}, {"found", summary.blocks_found}}},
+        {"seconds", {{"total", summary.seconds}, {"blocks", blocks_seconds}, {"merge", seconds_since(merge_start)}}},
+        {"model_flops", mega_flops * 1e6},
+        {"loss_ratio", summary.loss_ratio ? nlohmann::json(*summary.loss_ratio) : nlohmann::json()},
+        {"fallbacks", table.fallbacks()},
+        {"artifact", {{"bytes", summary.artifact_bytes}, {"files", std::move(files)}}},
+        {"layers", table.layers()}};
     io::write_file_atomically(config.work / "report.json", report.dump(1) + "\n");
     if (config.report) {
       io::write_file_atomically(*config.report, report.dump(1) + "\n");
@@ -454,15 +545,20 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
   return summary;
 }
 
-QuantizeSummary merge_shards(const std::filesystem::path& work, const std::filesystem::path& source_folder, const std::filesystem::path& out,
-                             std::int64_t max_shard_bytes, const RunObserver& observer) {
+QuantizeSummary merge_shards(const std::filesystem::path& work, const std::filesystem::path& source_folder,
+                             const std::filesystem::path& out, std::int64_t max_shard_bytes,
+                             const RunObserver& observer) {
   const auto start = Clock::now();
   const RunRecord record = read_run_record(work);
-  const std::filesystem::path folder = source_folder.empty() ? std::filesystem::path(io::get<std::string>(record.facts, "model", "run.json")) : source_folder;
+  const std::filesystem::path folder =
+      source_folder.empty() ? std::filesystem::path(io::get<std::string>(record.facts, "model", "run.json"))
+                            : source_folder;
   const Source source = open_source(folder);
-  const auto differences = fingerprint_differences(io::get<nlohmann::json>(record.fingerprint, "model", "run.json"), model_identity(source));
+  const auto differences =
+      fingerprint_differences(io::get<nlohmann::json>(record.fingerprint, "model", "run.json"), model_identity(source));
   if (!differences.empty()) {
-    throw Error(ErrorKind::input, fmt::format("{} is not the model that the shards of {} were made from ({})", folder.string(), work.string(), fmt::join(differences, "; ")));
+    throw Error(ErrorKind::input, fmt::format("{} is not the model that the shards of {} were made from ({})",
+                                              folder.string(), work.string(), fmt::join(differences, "; ")));
   }
   if (out_is_complete(out, fingerprint_hash(record.fingerprint))) {
     observer.note(fmt::format("{} is complete already", out.string()));
@@ -470,7 +566,8 @@ QuantizeSummary merge_shards(const std::filesystem::path& work, const std::files
   }
   LayerTable table;
   nlohmann::json files = nlohmann::json::array();
-  auto summary = merge(io::ShardStore(work), record.fingerprint, source, out, max_shard_bytes, std::numeric_limits<std::int64_t>::max(), table, files);
+  auto summary = merge(io::ShardStore(work), record.fingerprint, source, out, max_shard_bytes,
+                       std::numeric_limits<std::int64_t>::max(), table, files);
   summary.blocks_found = std::ssize(source.model.blocks);
   summary.seconds = seconds_since(start);
   return summary;

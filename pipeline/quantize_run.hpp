@@ -15,7 +15,7 @@ namespace gptqd::pipeline {
 struct QuantizeConfig {
   std::filesystem::path model;  ///< folder of the source
   std::filesystem::path out;
-  std::filesystem::path work;   ///< shards and checkpoint
+  std::filesystem::path work;  ///< shards and checkpoint
   std::optional<std::filesystem::path> report;
   CalibrationRequest calibration;
   gptq::QuantSpec spec;
@@ -32,8 +32,8 @@ struct QuantizeConfig {
 struct BlockProgress {
   std::int64_t block = 0;
   std::int64_t blocks = 0;
-  std::int64_t done = 0;       ///< blocks this stage has gone through in this run
-  std::int64_t to_do = 0;      ///< blocks this stage goes through in this run
+  std::int64_t done = 0;   ///< blocks this stage has gone through in this run
+  std::int64_t to_do = 0;  ///< blocks this stage goes through in this run
   bool replayed = false;
   double seconds = 0;
   double eta_seconds = 0;
@@ -62,11 +62,13 @@ struct QuantizeSummary {
 ///
 /// Continues what `work` holds: blocks whose shards are complete are run forward from their packed codes, and the first
 /// missing one is computed. Ends with the artifact at `out`, complete, or with an Error and nothing at `out`.
-QuantizeSummary run_quantize(comm::World& world, Backend& backend, const QuantizeConfig& config, const RunObserver& observer);
+QuantizeSummary run_quantize(comm::World& world, Backend& backend, const QuantizeConfig& config,
+                             const RunObserver& observer);
 
 /// Merges the finished shards of a work folder into an artifact. Needs no MPI.
 /// @throws Error (input) naming missing or damaged blocks, or a source that is not the one the shards were made from
-QuantizeSummary merge_shards(const std::filesystem::path& work, const std::filesystem::path& source, const std::filesystem::path& out,
-                             std::int64_t max_shard_bytes, const RunObserver& observer);
+QuantizeSummary merge_shards(const std::filesystem::path& work, const std::filesystem::path& source,
+                             const std::filesystem::path& out, std::int64_t max_shard_bytes,
+                             const RunObserver& observer);
 
 }  // namespace gptqd::pipeline

@@ -27,8 +27,8 @@ class LayerTable {
   nlohmann::json layers_ = nlohmann::json::array();
 };
 
-/// Multiplications and additions of one block's quantization over all calibration tokens: the forward pass once (2 T m n a
-/// linear), XᵀX's lower half (T n² a group), the factorization (n³/3 a group), the solve (m n² a linear).
+/// Multiplications and additions of one block's quantization over all calibration tokens: the forward pass once (2 T m
+/// n a linear), XᵀX's lower half (T n² a group), the factorization (n³/3 a group), the solve (m n² a linear).
 double model_flops(const BlockSpec& block, std::int64_t tokens);
 
 }  // namespace gptqd::pipeline

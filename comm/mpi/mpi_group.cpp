@@ -17,8 +17,8 @@ using Clock = std::chrono::steady_clock;
 constexpr int tag_of_messages = 1;
 /// Messages above this many bytes are moved by the polling itself, fragment by fragment: sleeps slow them down.
 constexpr std::int64_t large_bytes = 256 * 1024;
-/// A low estimate of what transports move, for how long a wait polls without sleeping. Longer waits are for a rank that is
-/// not ready: it may need this core.
+/// A low estimate of what transports move, for how long a wait polls without sleeping. Longer waits are for a rank that
+/// is not ready: it may need this core.
 constexpr std::int64_t bytes_per_microsecond = 500;
 constexpr std::chrono::milliseconds longest_spin{50};
 
@@ -144,8 +144,8 @@ void check_mpi(int code, std::string_view doing) {
   char text[MPI_MAX_ERROR_STRING] = "";
   int length = 0;
   MPI_Error_string(code, text, &length);
-  throw Error(ErrorKind::internal, fmt::format("{}: MPI reports {}", doing,
-                                               std::string_view(text, static_cast<std::size_t>(length))));
+  throw Error(ErrorKind::internal,
+              fmt::format("{}: MPI reports {}", doing, std::string_view(text, static_cast<std::size_t>(length))));
 }
 
 CommHandle::CommHandle(std::shared_ptr<JobState> job, MPI_Comm comm) : job_(std::move(job)), comm_(comm) {
@@ -186,7 +186,8 @@ std::vector<std::int64_t> MpiGroup::all_gather(std::int64_t value, std::string_v
     return values;
   }
   MPI_Request request = MPI_REQUEST_NULL;
-  check_mpi(MPI_Iallgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, values.data(), 1, MPI_INT64_T, comm_.get(), &request), what);
+  check_mpi(MPI_Iallgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, values.data(), 1, MPI_INT64_T, comm_.get(), &request),
+            what);
   wait_until(*job_, fmt::format("{}, gathered from all ranks", what), Patience{}, [&] {
     int flag = 0;
     check_mpi(MPI_Test(&request, &flag, MPI_STATUS_IGNORE), what);
@@ -200,7 +201,8 @@ Request MpiGroup::isend(std::span<const std::byte> data, int peer, std::string_v
   auto request = std::make_unique<MpiRequest>(job_, MpiRequest::Direction::send,
                                               fmt::format("{}, sent to rank {}", what, world_rank(peer)));
   request->start(data, max_message_bytes(), [&](std::span<const std::byte> piece, MPI_Request* started) {
-    return MPI_Isend(piece.data(), static_cast<int>(piece.size()), MPI_BYTE, peer, tag_of_messages, comm_.get(), started);
+    return MPI_Isend(piece.data(), static_cast<int>(piece.size()), MPI_BYTE, peer, tag_of_messages, comm_.get(),
+                     started);
   });
   return Request(std::move(request));
 }
@@ -210,7 +212,8 @@ Request MpiGroup::ireceive(std::span<std::byte> data, int peer, std::string_view
   auto request = std::make_unique<MpiRequest>(job_, MpiRequest::Direction::receive,
                                               fmt::format("{}, received from rank {}", what, world_rank(peer)));
   request->start(data, max_message_bytes(), [&](std::span<std::byte> piece, MPI_Request* started) {
-    return MPI_Irecv(piece.data(), static_cast<int>(piece.size()), MPI_BYTE, peer, tag_of_messages, comm_.get(), started);
+    return MPI_Irecv(piece.data(), static_cast<int>(piece.size()), MPI_BYTE, peer, tag_of_messages, comm_.get(),
+                     started);
   });
   return Request(std::move(request));
 }

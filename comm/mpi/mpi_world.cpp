@@ -90,7 +90,8 @@ class World::Impl {
         watchdog_(job_, duplicate_of_world(), options.stall_seconds),
         group_(std::make_unique<MpiGroup>(job_, duplicate_of_world())) {
     MPI_Comm node = MPI_COMM_NULL;
-    check_mpi(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, group_->rank(), MPI_INFO_NULL, &node), "starting MPI");
+    check_mpi(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, group_->rank(), MPI_INFO_NULL, &node),
+              "starting MPI");
     const CommHandle node_handle(job_, node);
     local_rank_ = node_handle.rank();
     local_size_ = node_handle.size();

@@ -286,7 +286,8 @@ void Watchdog::run_spoke() {
     }
     if (now - heard > silence_allowed()) {
       report(exit_code(ErrorKind::internal),
-             fmt::format("gptq-dist: rank 0 has been silent for {:.3g} s{}: stopped, or its node is unreachable from rank {}",
+             fmt::format("gptq-dist: rank 0 has been silent for {:.3g} s{}: stopped, or its node is unreachable from "
+                         "rank {}",
                          StallJudge::Seconds(now - heard).count(), in_parentheses(activity_of_hub), comm_.rank()));
     }
     if (!said_goodbye && reports.is_free()) {
@@ -306,8 +307,8 @@ void Watchdog::guard_end() {
   if (!wake_.wait_for(lock, comm_.size() == 1 ? stall_ : silence_allowed(), [&] { return ended_; })) {
     lock.unlock();
     if (job_->claim_report()) {
-      print_line(fmt::format("gptq-dist: rank {}: the work is done, but another rank did not come to the end of the job",
-                             comm_.rank()));
+      print_line(fmt::format(
+          "gptq-dist: rank {}: the work is done, but another rank did not come to the end of the job", comm_.rank()));
     }
     ::_exit(exit_code(ErrorKind::internal));
   }

@@ -55,7 +55,7 @@ class ByteLevelBpe {
 
   MergeTable merges_;
   BpeOptions options_;
-  std::array<std::int32_t, 256> id_of_byte_{};  // -1: none
+  std::array<std::int32_t, 256> id_of_byte_{};                                                // -1: none
   std::unordered_map<std::string, std::int32_t, Scratch::Hash, std::equal_to<>> id_of_word_;  // with ignore_merges
 };
 

@@ -91,7 +91,8 @@ void write_model(const std::filesystem::path& folder, const Shape& shape, std::m
   gptqd::io::write_file_atomically(folder / "config.json", config_of(shape).dump(1) + "\n");
 }
 
-void write_tokens(const std::filesystem::path& path, std::int64_t samples, std::int64_t seqlen, std::int64_t vocabulary, std::mt19937_64& generator) {
+void write_tokens(const std::filesystem::path& path, std::int64_t samples, std::int64_t seqlen, std::int64_t vocabulary,
+                  std::mt19937_64& generator) {
   std::uniform_int_distribution<std::int32_t> uniform(0, static_cast<std::int32_t>(vocabulary - 1));
   std::vector<std::int32_t> ids(static_cast<std::size_t>(samples * seqlen));
   for (auto& id : ids) {
@@ -108,13 +109,18 @@ int run(int argc, char** argv) {
   std::int64_t seqlen = 512;
   std::uint64_t seed = 0;
   std::filesystem::path out;
-  po::options_description options("gptqd_make_opt --out DIR: an OPT model (float16) with generated weights in DIR/model, random tokens in DIR/tokens.safetensors");
+  po::options_description options(
+      "gptqd_make_opt --out DIR: an OPT model (float16) with generated weights in DIR/model, random tokens in "
+      "DIR/tokens.safetensors");
   const auto with_default = [](auto& variable) { return po::value(&variable)->default_value(variable); };
-  options.add_options()("help", "print this text")("out", po::value(&out)->required(), "folder to write to")("hidden", with_default(shape.hidden), "width")(
-      "ffn", with_default(shape.ffn), "width of the mlp")("heads", with_default(shape.heads), "attention heads, dividing the width")(
-      "blocks", with_default(shape.blocks), "decoder blocks")("vocabulary", with_default(shape.vocabulary), "token ids")(
-      "positions", with_default(shape.positions), "longest sample")("samples", with_default(samples), "samples of tokens")(
-      "seqlen", with_default(seqlen), "tokens a sample")("seed", with_default(seed), "of weights and tokens");
+  options.add_options()("help", "print this text")("out", po::value(&out)->required(), "folder to write to")(
+      "hidden", with_default(shape.hidden), "width")("ffn", with_default(shape.ffn), "width of the mlp")(
+      "heads", with_default(shape.heads), "attention heads, dividing the width")(
+      "blocks", with_default(shape.blocks), "decoder blocks")("vocabulary", with_default(shape.vocabulary),
+                                                              "token ids")("positions", with_default(shape.positions),
+                                                                           "longest sample")(
+      "samples", with_default(samples), "samples of tokens")("seqlen", with_default(seqlen), "tokens a sample")(
+      "seed", with_default(seed), "of weights and tokens");
   po::variables_map values;
   po::store(po::parse_command_line(argc, argv, options), values);
   if (values.count("help") != 0) {
@@ -122,7 +128,8 @@ int run(int argc, char** argv) {
     return 0;
   }
   po::notify(values);
-  for (const auto number : {shape.hidden, shape.ffn, shape.heads, shape.blocks, shape.vocabulary, shape.positions, samples, seqlen}) {
+  for (const auto number :
+       {shape.hidden, shape.ffn, shape.heads, shape.blocks, shape.vocabulary, shape.positions, samples, seqlen}) {
     if (number < 1 || number > 1'000'000) {
       throw gptqd::Error(gptqd::ErrorKind::usage, fmt::format("{}: expected numbers from 1 to 1,000,000", number));
     }

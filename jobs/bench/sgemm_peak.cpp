@@ -90,8 +90,8 @@ double measure(std::int64_t workers, std::int64_t n, std::int64_t rounds) {
 
 }  // namespace
 
-/// gptqd_sgemm_peak WORKERS N ROUNDS: prints the BLAS's kernel set and the rate in Gflop/s. OPENBLAS_CORETYPE chooses the
-/// kernels; without it they are those that gptq-dist takes.
+/// gptqd_sgemm_peak WORKERS N ROUNDS: prints the BLAS's kernel set and the rate in Gflop/s. OPENBLAS_CORETYPE chooses
+/// the kernels; without it they are those that gptq-dist takes.
 int main(int argc, char** argv) {
   gptqd::choose_blas_kernels(argv);
   const auto number = [&](int index) { return argc == 4 ? std::strtoll(argv[index], nullptr, 10) : 0; };

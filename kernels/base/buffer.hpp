@@ -17,8 +17,7 @@ class Buffer {
   using Release = std::function<void(void* data, std::int64_t bytes)>;
 
   Buffer() = default;
-  Buffer(void* data, std::int64_t bytes, Release release)
-      : data_(data), bytes_(bytes), release_(std::move(release)) {}
+  Buffer(void* data, std::int64_t bytes, Release release) : data_(data), bytes_(bytes), release_(std::move(release)) {}
   Buffer(Buffer&& other) noexcept { swap(other); }
   Buffer& operator=(Buffer&& other) noexcept {
     Buffer(std::move(other)).swap(*this);
@@ -45,7 +44,8 @@ class Buffer {
   template <class T, int Rank>
   TensorView<T, Rank> view(Shape<Rank> shape, std::int64_t offset_bytes = 0) const {
     TensorView<T, Rank> result(reinterpret_cast<T*>(static_cast<std::byte*>(data_) + offset_bytes), shape);
-    require(offset_bytes + result.size() * static_cast<std::int64_t>(sizeof(T)) <= bytes_, "buffer: view is larger than the buffer");
+    require(offset_bytes + result.size() * static_cast<std::int64_t>(sizeof(T)) <= bytes_,
+            "buffer: view is larger than the buffer");
     return result;
   }
   template <int Rank>

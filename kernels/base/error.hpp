@@ -30,7 +30,8 @@ int exit_code(ErrorKind kind) noexcept;
 /// what() prints one line a context, outermost first, the message last:
 /// @code
 /// while quantizing model.decoder.layers.3.fc1 [pipeline/quantize_run.cpp:71]
-/// potrf: leading minor 17 of [4096, 4096] is not positive definite; raise --damping (now 0.01) [kernels/cpu/factor.cpp:40]
+/// potrf: leading minor 17 of [4096, 4096] is not positive definite; raise --damping (now 0.01)
+/// [kernels/cpu/factor.cpp:40]
 /// @endcode
 class Error : public std::exception {
  public:
@@ -58,8 +59,7 @@ class Error : public std::exception {
 
 /// Runs `body`; an Error that leaves it gains the context "while <doing>". Other exceptions become ErrorKind::internal.
 template <class Body>
-decltype(auto) with_context(std::string_view doing, Body&& body,
-                            SourceLocation location = SourceLocation::current()) {
+decltype(auto) with_context(std::string_view doing, Body&& body, SourceLocation location = SourceLocation::current()) {
   try {
     return std::forward<Body>(body)();
   } catch (Error& error) {
@@ -73,8 +73,7 @@ decltype(auto) with_context(std::string_view doing, Body&& body,
 }
 
 /// Throws ErrorKind::internal unless `condition` holds: for preconditions of our own functions.
-inline void require(bool condition, std::string_view message,
-                    SourceLocation location = SourceLocation::current()) {
+inline void require(bool condition, std::string_view message, SourceLocation location = SourceLocation::current()) {
   if (!condition) {
     throw Error(ErrorKind::internal, std::string(message), location);
   }

@@ -29,16 +29,12 @@ struct TensorView {
   TensorView(T* data_, Shape<Rank> shape_, std::int64_t stride_) : data(data_), shape(shape_), stride(stride_) {}
   /// A view of mutable elements is a view of constant ones.
   template <class U>
-    requires(std::is_same_v<const U, T>)
-  TensorView(const TensorView<U, Rank>& other)  // NOLINT(google-explicit-constructor)
+  requires(std::is_same_v<const U, T>)
+      TensorView(const TensorView<U, Rank>& other)  // NOLINT(google-explicit-constructor)
       : data(other.data), shape(other.shape), stride(other.stride) {}
 
   std::int64_t rows() const { return shape[0]; }
-  std::int64_t cols() const
-    requires(Rank >= 2)
-  {
-    return shape[1];
-  }
+  std::int64_t cols() const requires(Rank >= 2) { return shape[1]; }
   std::int64_t size() const {
     std::int64_t n = 1;
     for (const auto extent : shape) {
@@ -48,16 +44,8 @@ struct TensorView {
   }
   bool is_dense() const { return Rank == 1 || stride == dense_stride(shape); }
   T* row(std::int64_t i) const { return data + i * stride; }
-  T& operator()(std::int64_t i) const
-    requires(Rank == 1)
-  {
-    return data[i];
-  }
-  T& operator()(std::int64_t i, std::int64_t j) const
-    requires(Rank == 2)
-  {
-    return data[i * stride + j];
-  }
+  T& operator()(std::int64_t i) const requires(Rank == 1) { return data[i]; }
+  T& operator()(std::int64_t i, std::int64_t j) const requires(Rank == 2) { return data[i * stride + j]; }
   /// Rows [first, first + count).
   TensorView slice_rows(std::int64_t first, std::int64_t count) const {
     TensorView part = *this;
@@ -66,9 +54,7 @@ struct TensorView {
     return part;
   }
   /// Columns [first, first + count) of a matrix.
-  TensorView slice_cols(std::int64_t first, std::int64_t count) const
-    requires(Rank == 2)
-  {
+  TensorView slice_cols(std::int64_t first, std::int64_t count) const requires(Rank == 2) {
     return TensorView(data + first, {shape[0], count}, stride);
   }
 
@@ -104,20 +90,16 @@ struct BasicAnyView {
   BasicAnyView(Void* data_, DType dtype_, Shape<Rank> shape_, std::int64_t stride_)
       : data(data_), dtype(dtype_), shape(shape_), stride(stride_) {}
   template <class T>
-    requires(std::is_convertible_v<T*, Void*> && !std::is_void_v<T>)
-  BasicAnyView(const TensorView<T, Rank>& view)  // NOLINT(google-explicit-constructor)
+  requires(std::is_convertible_v<T*, Void*> && !std::is_void_v<T>)
+      BasicAnyView(const TensorView<T, Rank>& view)  // NOLINT(google-explicit-constructor)
       : data(view.data), dtype(dtype_of<std::remove_const_t<T>>), shape(view.shape), stride(view.stride) {}
   template <class Other>
-    requires(std::is_const_v<Void> && std::is_same_v<Other, void>)
-  BasicAnyView(const BasicAnyView<Other, Rank>& other)  // NOLINT(google-explicit-constructor)
+  requires(std::is_const_v<Void>&& std::is_same_v<Other, void>)
+      BasicAnyView(const BasicAnyView<Other, Rank>& other)  // NOLINT(google-explicit-constructor)
       : data(other.data), dtype(other.dtype), shape(other.shape), stride(other.stride) {}
 
   std::int64_t rows() const { return shape[0]; }
-  std::int64_t cols() const
-    requires(Rank >= 2)
-  {
-    return shape[1];
-  }
+  std::int64_t cols() const requires(Rank >= 2) { return shape[1]; }
   std::int64_t size() const {
     std::int64_t n = 1;
     for (const auto extent : shape) {
@@ -141,9 +123,7 @@ struct BasicAnyView {
     part.shape[0] = count;
     return part;
   }
-  BasicAnyView slice_cols(std::int64_t first, std::int64_t count) const
-    requires(Rank == 2)
-  {
+  BasicAnyView slice_cols(std::int64_t first, std::int64_t count) const requires(Rank == 2) {
     BasicAnyView part = *this;
     part.data = static_cast<Byte*>(data) + first * size_of(dtype);
     part.shape[1] = count;

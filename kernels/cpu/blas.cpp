@@ -86,39 +86,45 @@ void trsm(Side side, Triangle triangle, Op op_a, std::int64_t m, std::int64_t n,
 }
 
 std::int64_t potrf(Triangle triangle, std::int64_t n, float* a, std::int64_t lda) {
-  return call_lapack("spotrf", n, a, lda, [&](const lapack_int* size, float* data, const lapack_int* stride, lapack_int* info) {
-    LAPACK_spotrf(lapack(triangle), size, data, stride, info);
-  });
+  return call_lapack("spotrf", n, a, lda,
+                     [&](const lapack_int* size, float* data, const lapack_int* stride, lapack_int* info) {
+                       LAPACK_spotrf(lapack(triangle), size, data, stride, info);
+                     });
 }
 
 std::int64_t potrf(Triangle triangle, std::int64_t n, double* a, std::int64_t lda) {
-  return call_lapack("dpotrf", n, a, lda, [&](const lapack_int* size, double* data, const lapack_int* stride, lapack_int* info) {
-    LAPACK_dpotrf(lapack(triangle), size, data, stride, info);
-  });
+  return call_lapack("dpotrf", n, a, lda,
+                     [&](const lapack_int* size, double* data, const lapack_int* stride, lapack_int* info) {
+                       LAPACK_dpotrf(lapack(triangle), size, data, stride, info);
+                     });
 }
 
 std::int64_t trtri(Triangle triangle, std::int64_t n, float* a, std::int64_t lda) {
-  return call_lapack("strtri", n, a, lda, [&](const lapack_int* size, float* data, const lapack_int* stride, lapack_int* info) {
-    LAPACK_strtri(lapack(triangle), "N", size, data, stride, info);
-  });
+  return call_lapack("strtri", n, a, lda,
+                     [&](const lapack_int* size, float* data, const lapack_int* stride, lapack_int* info) {
+                       LAPACK_strtri(lapack(triangle), "N", size, data, stride, info);
+                     });
 }
 
 std::int64_t trtri(Triangle triangle, std::int64_t n, double* a, std::int64_t lda) {
-  return call_lapack("dtrtri", n, a, lda, [&](const lapack_int* size, double* data, const lapack_int* stride, lapack_int* info) {
-    LAPACK_dtrtri(lapack(triangle), "N", size, data, stride, info);
-  });
+  return call_lapack("dtrtri", n, a, lda,
+                     [&](const lapack_int* size, double* data, const lapack_int* stride, lapack_int* info) {
+                       LAPACK_dtrtri(lapack(triangle), "N", size, data, stride, info);
+                     });
 }
 
 std::int64_t potri(Triangle triangle, std::int64_t n, float* a, std::int64_t lda) {
-  return call_lapack("spotri", n, a, lda, [&](const lapack_int* size, float* data, const lapack_int* stride, lapack_int* info) {
-    LAPACK_spotri(lapack(triangle), size, data, stride, info);
-  });
+  return call_lapack("spotri", n, a, lda,
+                     [&](const lapack_int* size, float* data, const lapack_int* stride, lapack_int* info) {
+                       LAPACK_spotri(lapack(triangle), size, data, stride, info);
+                     });
 }
 
 std::int64_t potri(Triangle triangle, std::int64_t n, double* a, std::int64_t lda) {
-  return call_lapack("dpotri", n, a, lda, [&](const lapack_int* size, double* data, const lapack_int* stride, lapack_int* info) {
-    LAPACK_dpotri(lapack(triangle), size, data, stride, info);
-  });
+  return call_lapack("dpotri", n, a, lda,
+                     [&](const lapack_int* size, double* data, const lapack_int* stride, lapack_int* info) {
+                       LAPACK_dpotri(lapack(triangle), size, data, stride, info);
+                     });
 }
 
 void set_single_threaded() { openblas_set_num_threads(1); }

@@ -31,7 +31,8 @@ CpuBackend::~CpuBackend() = default;
 std::string CpuBackend::describe() const { return "cpu " + blas_description(); }
 
 DType CpuBackend::compute_dtype(DType model) const {
-  require(is_floating(model), fmt::format("compute_dtype: models are stored in a floating type, got {}", name_of(model)));
+  require(is_floating(model),
+          fmt::format("compute_dtype: models are stored in a floating type, got {}", name_of(model)));
   return DType::f32;
 }
 

@@ -37,7 +37,9 @@ struct AddChunk {
         row[j] = cpu::exp_nonpositive(row[j] - highest);
       }
       const double sum = cpu::lane_sum(logits.cols(), [row](std::int64_t j) { return static_cast<double>(row[j]); });
-      const double before = state.sum == 0.0 ? 0.0 : state.sum * std::exp(static_cast<double>(state.highest) - static_cast<double>(highest));
+      const double before =
+          state.sum == 0.0 ? 0.0
+                           : state.sum * std::exp(static_cast<double>(state.highest) - static_cast<double>(highest));
       state.sum = before + sum;
       state.highest = highest;
     }

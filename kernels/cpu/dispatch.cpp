@@ -52,8 +52,8 @@ GroupColumns::GroupColumns(ConstTensorView<std::int32_t, 1> group, ConstTensorVi
     const auto place = member.rows() > 0 ? std::int64_t{member(c)} : static_cast<std::int64_t>(next[g]++ - begin_[g]);
     if (place < 0 || place >= size || columns_[begin_[g] + static_cast<std::size_t>(place)] >= 0) {
       throw Error(ErrorKind::internal,
-                  fmt::format("{}: column {} is member {} of group {}, expected each of [0, {}) once", operation, c, place,
-                              g, size));
+                  fmt::format("{}: column {} is member {} of group {}, expected each of [0, {}) once", operation, c,
+                              place, g, size));
     }
     columns_[begin_[g] + static_cast<std::size_t>(place)] = static_cast<std::int32_t>(c);
   }

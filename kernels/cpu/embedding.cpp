@@ -39,8 +39,9 @@ void CpuBackend::run(Stream& stream, const EmbeddingArgs& args) {
         for (std::int64_t t = first; t < first + count; ++t) {
           const std::int64_t id = args.ids(t);
           if (id < 0 || id >= table.rows()) {
-            throw Error(ErrorKind::internal, fmt::format("embedding: id {} of token {} lies outside the table's {} entries",
-                                                         id, t, table.rows()));
+            throw Error(
+                ErrorKind::internal,
+                fmt::format("embedding: id {} of token {} lies outside the table's {} entries", id, t, table.rows()));
           }
           if (args.accumulate) {
             vectorized::call<AddRow<T>>(level, table.row(id), y.row(t), y.cols());

@@ -11,8 +11,8 @@ namespace gptqd {
 
 namespace {
 
-constexpr std::int64_t solve_rows = 128;    // rows of one triangular solve
-constexpr std::int64_t update_tile = 256;   // rows and columns of one trailing update
+constexpr std::int64_t solve_rows = 128;   // rows of one triangular solve
+constexpr std::int64_t update_tile = 256;  // rows and columns of one trailing update
 
 /// Factors the diagonal block; 0 or the 1-based leading minor that fails. LAPACK lets NaN pass, this does not.
 template <class T>
@@ -35,14 +35,15 @@ template <class T>
 void run_factor_panel(ThreadPool& pool, const FactorPanelArgs& args) {
   const auto panel = args.panel.as<T>();
   const auto w = panel.cols();
-  pool.parallel_for(1, [&](std::int64_t, int) { args.status(0) = static_cast<std::int32_t>(factor_diagonal_block(panel)); });
+  pool.parallel_for(
+      1, [&](std::int64_t, int) { args.status(0) = static_cast<std::int32_t>(factor_diagonal_block(panel)); });
   if (args.status(0) != 0) {
     return;
   }
   pool.parallel_for(cpu::tile_count(panel.rows() - w, solve_rows), [&](std::int64_t tile, int) {
     const auto row = w + tile * solve_rows;
-    blas::trsm(blas::Side::right, blas::Triangle::lower, blas::Op::transpose, std::min(solve_rows, panel.rows() - row), w,
-               T{1}, panel.data, panel.stride, panel.row(row), panel.stride);
+    blas::trsm(blas::Side::right, blas::Triangle::lower, blas::Op::transpose, std::min(solve_rows, panel.rows() - row),
+               w, T{1}, panel.data, panel.stride, panel.row(row), panel.stride);
   });
 }
 
@@ -68,13 +69,15 @@ void run_update_panel(ThreadPool& pool, const UpdatePanelArgs& args) {
 
 void CpuBackend::run(Stream& stream, const FactorPanelArgs& args) {
   enqueue(stream, [this, args] {
-    cpu::with_real_type(args.panel.dtype, "factor_panel", [&](auto type) { run_factor_panel<decltype(type)>(pool(), args); });
+    cpu::with_real_type(args.panel.dtype, "factor_panel",
+                        [&](auto type) { run_factor_panel<decltype(type)>(pool(), args); });
   });
 }
 
 void CpuBackend::run(Stream& stream, const UpdatePanelArgs& args) {
   enqueue(stream, [this, args] {
-    cpu::with_real_type(args.rows.dtype, "update_panel", [&](auto type) { run_update_panel<decltype(type)>(pool(), args); });
+    cpu::with_real_type(args.rows.dtype, "update_panel",
+                        [&](auto type) { run_update_panel<decltype(type)>(pool(), args); });
   });
 }
 

@@ -2,8 +2,8 @@
 
 #include "kernels/cpu/cpu_backend.hpp"
 #include "kernels/cpu/dispatch.hpp"
-#include "kernels/cpu/group_blocks.hpp"
 #include "kernels/cpu/grid_search.hpp"
+#include "kernels/cpu/group_blocks.hpp"
 
 namespace gptqd {
 
@@ -78,7 +78,8 @@ void run_round_to_grids(ThreadPool& pool, const RoundToGridsArgs& args) {
 
 void CpuBackend::run(Stream& stream, const FindGridsArgs& args) {
   enqueue(stream, [this, args] {
-    cpu::with_real_type(args.weights.dtype, "find_grids", [&](auto type) { run_find_grids<decltype(type)>(pool(), args); });
+    cpu::with_real_type(args.weights.dtype, "find_grids",
+                        [&](auto type) { run_find_grids<decltype(type)>(pool(), args); });
   });
 }
 

@@ -128,7 +128,8 @@ typename GridSearch<T>::Candidate GridSearch<T>::candidate(Range range, int inde
 
 /// Stops at a sum that reaches `enough`: terms are not negative, so such a candidate has lost.
 template <class T>
-double GridSearch<T>::power_error(const T* weights, std::int64_t size, const Candidate& candidate, double enough) const {
+double GridSearch<T>::power_error(const T* weights, std::int64_t size, const Candidate& candidate,
+                                  double enough) const {
   double sum = 0;
   for (std::int64_t i = 0; i < size && !(sum >= enough); i += chunk) {
     vectorized::call<PowerError<T>>(level_, weights + i, std::min(chunk, size - i), candidate.scale, candidate.zero,
@@ -160,10 +161,11 @@ Grid GridSearch<T>::best_by_hessian(const T* weights, std::int64_t size, Range r
   product_.resize(std::max(product_.size(), entries));
   for (int i = 0; i < clip_candidates; ++i) {
     const auto next = candidate(range, i);
-    vectorized::call<RoundingError<T>>(level_, weights, size, next.scale, next.zero, highest_, delta_.data() + i * size);
+    vectorized::call<RoundingError<T>>(level_, weights, size, next.scale, next.zero, highest_,
+                                       delta_.data() + i * size);
   }
-  blas::gemm(blas::Op::none, blas::Op::none, clip_candidates, size, size, T{1}, delta_.data(), size, block, stride, T{0},
-             product_.data(), size);
+  blas::gemm(blas::Op::none, blas::Op::none, clip_candidates, size, size, T{1}, delta_.data(), size, block, stride,
+             T{0}, product_.data(), size);
   int best = 0;
   double least = dot(delta_.data(), product_.data(), size);
   for (int i = 1; i < clip_candidates; ++i) {

@@ -19,13 +19,15 @@ struct NormalizeRows {
     for (std::int64_t r = 0; r < x.rows(); ++r) {
       const float* from = x.row(r);
       float* to = y.row(r);
-      const double mean = cpu::lane_sum(d, [from](std::int64_t i) { return static_cast<double>(from[i]); }) / static_cast<double>(d);
+      const double mean =
+          cpu::lane_sum(d, [from](std::int64_t i) { return static_cast<double>(from[i]); }) / static_cast<double>(d);
       const double squares = cpu::lane_sum(d, [from, mean](std::int64_t i) {
         const double deviation = static_cast<double>(from[i]) - mean;
         return deviation * deviation;
       });
       const auto center = static_cast<float>(mean);
-      const auto scale = static_cast<float>(1.0 / std::sqrt(squares / static_cast<double>(d) + static_cast<double>(epsilon)));
+      const auto scale =
+          static_cast<float>(1.0 / std::sqrt(squares / static_cast<double>(d) + static_cast<double>(epsilon)));
       for (std::int64_t i = 0; i < d; ++i) {
         to[i] = (from[i] - center) * scale * weight[i] + bias[i];
       }

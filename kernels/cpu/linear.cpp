@@ -11,8 +11,8 @@ namespace gptqd {
 
 namespace {
 
-// Measured on Zen 5 with AVX-512 kernels: within 2 % of the best height (512 of 64 to 512) and of whole-width tiles, and
-// still several tiles for each core where a layer is narrow.
+// Measured on Zen 5 with AVX-512 kernels: within 2 % of the best height (512 of 64 to 512) and of whole-width tiles,
+// and still several tiles for each core where a layer is narrow.
 constexpr std::int64_t tile_rows = 512;
 constexpr std::int64_t tile_cols = 288;
 

@@ -19,7 +19,8 @@ struct ObqRow {
   std::int32_t* index;
 };
 
-/// Removes entry `p` of `count`: weights −= error·inverse[p], inverse −= its rank-1 part; the last entry takes its place.
+/// Removes entry `p` of `count`: weights −= error·inverse[p], inverse −= its rank-1 part; the last entry takes its
+/// place.
 struct RemoveColumn {
   [[gnu::always_inline]] static inline void run(const ObqRow* row, std::int64_t count, std::int64_t p, double error) {
     const double* __restrict__ const removed = row->inverse + p * row->stride;
@@ -84,7 +85,8 @@ void run_obq(ThreadPool& pool, const ObqArgs& args) {
       }
       const auto column = row.index[best];
       const auto g = args.group(column);
-      const double rounded = static_cast<double>(args.scales(r, g)) * (best_code - static_cast<double>(args.zeros(r, g)));
+      const double rounded =
+          static_cast<double>(args.scales(r, g)) * (best_code - static_cast<double>(args.zeros(r, g)));
       args.codes(r, column) = static_cast<std::uint8_t>(best_code);
       delta(r, column) = static_cast<T>(rounded - static_cast<double>(weights(r, column)));
       vectorized::call<RemoveColumn>(level, &row, count, best, -best_move / row.inverse[best * n + best]);

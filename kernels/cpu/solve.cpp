@@ -50,9 +50,9 @@ struct Tile {
 /// Quantizes the columns [to, from] of a block, from the last to the first, and updates all columns before each.
 template <class T>
 struct SolveColumns {
-  [[gnu::always_inline]] static inline void run(const Tile<T>* tile, const Block<T>* block, const std::int32_t* local_group,
-                                                std::int64_t inverse_stride, T highest, std::int64_t from,
-                                                std::int64_t to) {
+  [[gnu::always_inline]] static inline void run(const Tile<T>* tile, const Block<T>* block,
+                                                const std::int32_t* local_group, std::int64_t inverse_stride, T highest,
+                                                std::int64_t from, std::int64_t to) {
     for (auto a = from; a >= to;) {
       const auto low = a - columns_together + 1;
       const bool together = low >= to;
@@ -176,7 +176,8 @@ class PanelSolver {
     inverses_.resize(static_cast<std::size_t>(count * args_.block * args_.block));
     for (std::int64_t i = 0; i < count; ++i) {
       const auto high = width_ - i * args_.block;
-      blocks_.push_back({std::max(std::int64_t{0}, high - args_.block), high, inverses_.data() + i * args_.block * args_.block});
+      blocks_.push_back(
+          {std::max(std::int64_t{0}, high - args_.block), high, inverses_.data() + i * args_.block * args_.block});
     }
   }
 
@@ -206,10 +207,12 @@ class PanelSolver {
         const auto columns = columns_->columns(g);
         const auto [lowest, highest] = std::minmax_element(columns.begin(), columns.end());
         if (*lowest - args_.first < block.low || *highest - args_.first >= block.high) {
-          throw Error(ErrorKind::internal,
-                      fmt::format("solve_panel: group {} has columns from {} to {}, expected all of them in the block [{}, {}); "
-                                  "dynamic grids need blocks of whole groups (block = {})",
-                                  g, *lowest, *highest, args_.first + block.low, args_.first + block.high, args_.block));
+          throw Error(
+              ErrorKind::internal,
+              fmt::format(
+                  "solve_panel: group {} has columns from {} to {}, expected all of them in the block [{}, {}); "
+                  "dynamic grids need blocks of whole groups (block = {})",
+                  g, *lowest, *highest, args_.first + block.low, args_.first + block.high, args_.block));
         }
         begins_[static_cast<std::size_t>(*highest - args_.first)] = g;
       }
@@ -228,9 +231,10 @@ class PanelSolver {
       }
       const auto status = blas::trtri(blas::Triangle::lower, size, inverse, args_.block);
       if (status != 0) {
-        throw Error(ErrorKind::internal, fmt::format("solve_panel: the factor's diagonal is 0 at column {}, expected what "
-                                                     "factor_panel made with status 0",
-                                                     args_.first + block.low + status - 1));
+        throw Error(ErrorKind::internal,
+                    fmt::format("solve_panel: the factor's diagonal is 0 at column {}, expected what "
+                                "factor_panel made with status 0",
+                                args_.first + block.low + status - 1));
       }
     });
   }
@@ -242,8 +246,8 @@ class PanelSolver {
     const auto gathered = columns_ ? padded(columns_->largest()) : 0;
     const auto reals = (2 * width_ + 2 * args_.block + 2 * groups + columns_together) * stride + gathered;
     // Doubles first, bytes last: every part is aligned for its type.
-    const auto bytes = stride * static_cast<std::int64_t>(sizeof(double)) + reals * static_cast<std::int64_t>(sizeof(T)) +
-                       args_.block * stride;
+    const auto bytes = stride * static_cast<std::int64_t>(sizeof(double)) +
+                       reals * static_cast<std::int64_t>(sizeof(T)) + args_.block * stride;
     auto* const memory = pool_.scratch<std::byte>(worker, bytes);
     if (rows < stride) {
       std::fill_n(memory, bytes, std::byte{0});
@@ -277,8 +281,8 @@ class PanelSolver {
   }
 
   /// The grid of group `g` for each row, from the weights as updated so far.
-  void find_grids(const Tile<T>& tile, const Block<T>& block, std::int32_t g, cpu::GridSearch<T>& search, std::int64_t row,
-                  std::int64_t rows) const {
+  void find_grids(const Tile<T>& tile, const Block<T>& block, std::int32_t g, cpu::GridSearch<T>& search,
+                  std::int64_t row, std::int64_t rows) const {
     const auto columns = columns_->columns(g);
     const auto place = local_group_[static_cast<std::size_t>(columns.front() - args_.first)] * tile.stride;
     for (std::int64_t r = 0; r < rows; ++r) {
@@ -323,8 +327,8 @@ class PanelSolver {
     cpu::GridSearch<T> search(args_.grid);
     load_grids(tile, row, rows);
     if (behind_ > 0) {
-      blas::gemm(blas::Op::transpose, blas::Op::transpose, width_, rows, behind_, T{1}, factor_.row(width_), factor_.stride,
-                 &delta_(row, args_.first + width_), delta_.stride, T{0}, tile.correction, tile.stride);
+      blas::gemm(blas::Op::transpose, blas::Op::transpose, width_, rows, behind_, T{1}, factor_.row(width_),
+                 factor_.stride, &delta_(row, args_.first + width_), delta_.stride, T{0}, tile.correction, tile.stride);
     }
     for (const auto& block : blocks_) {
       load_weights(tile, block, row, rows);
@@ -357,7 +361,7 @@ class PanelSolver {
   TensorView<const T, 2> weights_;
   TensorView<T, 2> delta_;
   std::int64_t width_;
-  std::int64_t behind_;  // columns behind the panel
+  std::int64_t behind_;           // columns behind the panel
   std::vector<Block<T>> blocks_;  // from the last to the first
   std::vector<T> inverses_;
   std::vector<std::int32_t> groups_;       // groups of the panel's columns

@@ -146,8 +146,8 @@ void ThreadPool::run_tiles(Job& job, int worker) {
 
 bool ThreadPool::is_inside() const {
   const auto self = std::this_thread::get_id();
-  return caller_ == self ||
-         std::any_of(helpers_.begin(), helpers_.end(), [&](const std::thread& helper) { return helper.get_id() == self; });
+  return caller_ == self || std::any_of(helpers_.begin(), helpers_.end(),
+                                        [&](const std::thread& helper) { return helper.get_id() == self; });
 }
 
 void* ThreadPool::scratch_bytes(int worker, std::int64_t bytes) {

@@ -25,8 +25,7 @@ template <class Kernel, class... Args>
   Kernel::run(args...);
 }
 template <class Kernel, class... Args>
-[[gnu::noinline, gnu::target("avx512f,avx512bw,avx512dq,avx512vl")]] void call_avx512(
-    Args... args) {
+[[gnu::noinline, gnu::target("avx512f,avx512bw,avx512dq,avx512vl")]] void call_avx512(Args... args) {
   Kernel::run(args...);
 }
 
@@ -45,7 +44,8 @@ void call(Level level, Args... args) {
 
 /// rint(x), half to even, for |x| < 2^22 (double: 2^51); for larger |x| a value that is at least as large.
 ///
-/// Adding 1.5·2^(mantissa bits) leaves no bits for the fraction: IEEE addition does the rounding, on any instruction set.
+/// Adding 1.5·2^(mantissa bits) leaves no bits for the fraction: IEEE addition does the rounding, on any instruction
+/// set.
 template <class T>
 [[gnu::always_inline]] inline T round_half_even(T x) {
   constexpr T shift = static_cast<T>(3ll << (std::numeric_limits<T>::digits - 2));

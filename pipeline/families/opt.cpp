@@ -12,7 +12,8 @@ constexpr std::string_view where = "config.json";
 
 void refuse_unless(bool supported, std::string_view setting, std::string_view expected) {
   if (!supported) {
-    throw Error(ErrorKind::input, fmt::format("config.json: OPT with {} is not supported; expected {}", setting, expected));
+    throw Error(ErrorKind::input,
+                fmt::format("config.json: OPT with {} is not supported; expected {}", setting, expected));
   }
 }
 
@@ -31,7 +32,8 @@ std::string find_prefix(const io::CheckpointReader& tensors) {
 ModelSpec describe_opt(const nlohmann::json& config, const io::CheckpointReader& tensors) {
   const auto activation = io::get_or<std::string>(config, "activation_function", "relu", where);
   refuse_unless(activation == "relu", fmt::format("activation_function \"{}\"", activation), "\"relu\"");
-  refuse_unless(io::get_or<bool>(config, "layer_norm_elementwise_affine", true, where), "layer_norm_elementwise_affine false", "true");
+  refuse_unless(io::get_or<bool>(config, "layer_norm_elementwise_affine", true, where),
+                "layer_norm_elementwise_affine false", "true");
 
   const std::string prefix = find_prefix(tensors);
   const auto hidden = io::get<std::int64_t>(config, "hidden_size", where);
@@ -42,9 +44,12 @@ ModelSpec describe_opt(const nlohmann::json& config, const io::CheckpointReader&
   const bool norm_before = io::get_or<bool>(config, "do_layer_norm_before", true, where);
   const bool no_final_norm = io::get_or<bool>(config, "_remove_final_layer_norm", false, where);
   if (hidden <= 0 || ffn <= 0 || heads <= 0 || layers <= 0 || layers > 10'000 || hidden % heads != 0) {
-    throw Error(ErrorKind::input, fmt::format("config.json: hidden_size {}, ffn_dim {}, num_attention_heads {}, num_hidden_layers {} make no model; "
-                                              "expected positive numbers, heads dividing hidden_size",
-                                              hidden, ffn, heads, layers));
+    throw Error(
+        ErrorKind::input,
+        fmt::format(
+            "config.json: hidden_size {}, ffn_dim {}, num_attention_heads {}, num_hidden_layers {} make no model; "
+            "expected positive numbers, heads dividing hidden_size",
+            hidden, ffn, heads, layers));
   }
 
   ModelSpec spec;
@@ -56,10 +61,13 @@ ModelSpec describe_opt(const nlohmann::json& config, const io::CheckpointReader&
   spec.token_table = prefix + "embed_tokens.weight";
   spec.dtype = tensors.at(spec.token_table).dtype;
   // The table has two rows more than there are positions: position p is row p + 2.
-  spec.positions = PositionTable{.tensor = prefix + "embed_positions.weight", .rows = spec.max_positions + 2, .offset = 2};
+  spec.positions =
+      PositionTable{.tensor = prefix + "embed_positions.weight", .rows = spec.max_positions + 2, .offset = 2};
   if (spec.embedding_width != hidden) {
-    spec.project_in = LinearSpec{.module = prefix + "project_in", .rows = hidden, .cols = spec.embedding_width, .bias = false};
-    spec.project_out = LinearSpec{.module = prefix + "project_out", .rows = spec.embedding_width, .cols = hidden, .bias = false};
+    spec.project_in =
+        LinearSpec{.module = prefix + "project_in", .rows = hidden, .cols = spec.embedding_width, .bias = false};
+    spec.project_out =
+        LinearSpec{.module = prefix + "project_out", .rows = spec.embedding_width, .cols = hidden, .bias = false};
   }
   if (norm_before && !no_final_norm) {
     spec.final_norm = NormSpec{.module = prefix + "final_layer_norm", .width = hidden};
@@ -75,9 +83,13 @@ ModelSpec describe_opt(const nlohmann::json& config, const io::CheckpointReader&
     block.mlp_norm = {.module = block.prefix + "final_layer_norm", .width = hidden};
     // The published model scales q after its bias; scaling the scores instead is the same number.
     const auto head_dim = hidden / heads;
-    block.attention = {.heads = heads, .kv_heads = heads, .head_dim = head_dim, .scale = 1.0f / std::sqrt(static_cast<float>(head_dim))};
+    block.attention = {.heads = heads,
+                       .kv_heads = heads,
+                       .head_dim = head_dim,
+                       .scale = 1.0f / std::sqrt(static_cast<float>(head_dim))};
     for (const char* name : {"q_proj", "k_proj", "v_proj"}) {
-      block.attention_in.push_back({.module = block.prefix + "self_attn." + name, .rows = hidden, .cols = hidden, .bias = bias});
+      block.attention_in.push_back(
+          {.module = block.prefix + "self_attn." + name, .rows = hidden, .cols = hidden, .bias = bias});
     }
     block.attention_out = {.module = block.prefix + "self_attn.out_proj", .rows = hidden, .cols = hidden, .bias = bias};
     block.mlp_in = {.module = block.prefix + "fc1", .rows = ffn, .cols = hidden, .bias = bias};

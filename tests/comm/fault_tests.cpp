@@ -224,13 +224,15 @@ TEST(Fault, AComputationThatHangsOnTheOnlyRankIsNamed) {
 
 TEST(Fault, ADeadlockTellsWhoWaitsForWhat) {
   Job job(3, "deadlock", 0);
-  expect_end(job, 70, AllOf(HasSubstr("rank 0 waits in hidden states, received from rank 1 (block 3, mlp_in)"),
-                            HasSubstr("rank 2 waits in hidden states, received from rank 0")));
+  expect_end(job, 70,
+             AllOf(HasSubstr("rank 0 waits in hidden states, received from rank 1 (block 3, mlp_in)"),
+                   HasSubstr("rank 2 waits in hidden states, received from rank 0")));
 }
 
 TEST(Fault, ARankThatLeavesEarlyIsADeadlock) {
   Job job(2, "leave_early", 1);
-  expect_end(job, 70, AllOf(HasSubstr("rank 0 waits in hidden states"), HasSubstr("rank 1 waits in the end of the job")));
+  expect_end(job, 70,
+             AllOf(HasSubstr("rank 0 waits in hidden states"), HasSubstr("rank 1 waits in the end of the job")));
 }
 
 TEST(Fault, ASlowRankThatTicksIsWaitedFor) {
@@ -250,7 +252,8 @@ TEST(Fault, ALongHostStepIsWaitedFor) {
 
 TEST(Fault, ASuspendedAndContinuedJobGoesOn) {
   Job job(2, "suspend", 0);
-  ASSERT_TRUE(becomes_true(10s, [&] { return job.output().find("ready\nready\n") != std::string::npos; })) << job.errors();
+  ASSERT_TRUE(becomes_true(10s, [&] { return job.output().find("ready\nready\n") != std::string::npos; }))
+      << job.errors();
 
   // Rank 0 stops last and goes on first: it has no report in hand that is younger than its own long sleep.
   job.signal_rank(1, SIGSTOP);

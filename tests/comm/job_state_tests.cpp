@@ -1,10 +1,9 @@
-#include "comm/job_state.hpp"
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <thread>
 
+#include "comm/job_state.hpp"
 #include "kernels/base/error.hpp"
 
 namespace gptqd::comm {

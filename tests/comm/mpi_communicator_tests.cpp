@@ -1,7 +1,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-
 #include "comm/communicator.hpp"
 #include "comm/nccl/nccl_communicator.hpp"
 #include "tests/comm/mpi_main.hpp"
@@ -74,8 +73,9 @@ TEST_F(CommunicatorTest, AllGatherTakesUnevenAndEmptyParts) {
 
 TEST_F(CommunicatorTest, AllGatherNeedsAPartPerRank) {
   char whole[8] = "";
+  const std::vector<Part> parts(static_cast<std::size_t>(size) + 1);
 
-  EXPECT_THROW(communicator->all_gather(stream, whole, std::vector<Part>(static_cast<std::size_t>(size) + 1), "test"), Error);
+  EXPECT_THROW(communicator->all_gather(stream, whole, parts, "test"), Error);
 }
 
 TEST_F(CommunicatorTest, RefusesNegativeLengths) {

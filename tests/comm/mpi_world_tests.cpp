@@ -85,8 +85,8 @@ TEST(ProcessGrid, RefusesStagesThatDoNotDivide) {
     ADD_FAILURE() << "no error";
   } catch (const Error& error) {
     EXPECT_EQ(error.kind(), ErrorKind::usage);
-    EXPECT_THAT(error.message(), AllOf(HasSubstr(fmt::format("{} ranks", world().size())),
-                                       HasSubstr(fmt::format("{} stages", stages))));
+    EXPECT_THAT(error.message(),
+                AllOf(HasSubstr(fmt::format("{} ranks", world().size())), HasSubstr(fmt::format("{} stages", stages))));
   }
 }
 

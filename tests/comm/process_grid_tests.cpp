@@ -1,8 +1,7 @@
-#include "comm/process_grid.hpp"
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "comm/process_grid.hpp"
 #include "kernels/base/error.hpp"
 
 namespace gptqd::comm {

@@ -1,7 +1,7 @@
-#include "comm/stall_judge.hpp"
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+
+#include "comm/stall_judge.hpp"
 
 namespace gptqd::comm {
 namespace {
@@ -68,7 +68,8 @@ TEST_F(StallJudgeTest, SilenceNamesTheRankAndItsLastActivity) {
   ranks[1].reporting = false;
 
   EXPECT_EQ(run(4.5s), std::nullopt);
-  EXPECT_THAT(run(1s), Optional(AllOf(StartsWith("rank 1 has been silent for 5 s (block 3, mlp_in)"), HasSubstr("stopped"))));
+  EXPECT_THAT(run(1s),
+              Optional(AllOf(StartsWith("rank 1 has been silent for 5 s (block 3, mlp_in)"), HasSubstr("stopped"))));
 }
 
 TEST_F(StallJudgeTest, ASilentRankThatWaitedIsNoDeadlock) {
@@ -163,7 +164,8 @@ TEST(StallJudge, ListsFewOfManyWaits) {
 
   const auto verdict = judge.verdict(start + 5s);
 
-  EXPECT_THAT(verdict, Optional(AllOf(HasSubstr("rank 7 waits"), Not(HasSubstr("rank 8 waits")), HasSubstr("and 92 more"))));
+  EXPECT_THAT(verdict,
+              Optional(AllOf(HasSubstr("rank 7 waits"), Not(HasSubstr("rank 8 waits")), HasSubstr("and 92 more"))));
 }
 
 }  // namespace

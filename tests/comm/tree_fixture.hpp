@@ -47,9 +47,10 @@ void add_matrices(AnyView<2> dst, ConstAnyView<2> src) {
 
 inline TreeOperations operations_on(Heap& heap) {
   return {.allocate = [&heap](std::int64_t bytes) { return heap.allocate(bytes); },
-          .add = [](Stream&, AnyView<2> dst, ConstAnyView<2> src) {
-            dst.dtype == DType::f32 ? add_matrices<float>(dst, src) : add_matrices<double>(dst, src);
-          }};
+          .add =
+              [](Stream&, AnyView<2> dst, ConstAnyView<2> src) {
+                dst.dtype == DType::f32 ? add_matrices<float>(dst, src) : add_matrices<double>(dst, src);
+              }};
 }
 
 /// Numbers of very different size and sign, so that any other order of additions gives other bits.

@@ -1,8 +1,7 @@
-#include "comm/tree_sum.hpp"
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "comm/tree_sum.hpp"
 #include "tests/comm/tree_fixture.hpp"
 
 namespace gptqd::comm {

@@ -1,11 +1,10 @@
-#include "comm/world.hpp"
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <cstdlib>
 
+#include "comm/world.hpp"
 
 namespace gptqd::comm {
 namespace {

@@ -186,7 +186,8 @@ TEST(InvertHessianTest, AgreesWithTheReference) {
   const auto expected = reference::inverse(damped_hessian);
   for (std::int64_t r = 0; r < n; ++r) {
     for (std::int64_t c = 0; c < n; ++c) {
-      EXPECT_NEAR(got[static_cast<std::size_t>(r * n + c)], expected(r, c), 1e-9 * std::sqrt(expected(r, r) * expected(c, c)))
+      EXPECT_NEAR(got[static_cast<std::size_t>(r * n + c)], expected(r, c),
+                  1e-9 * std::sqrt(expected(r, r) * expected(c, c)))
           << r << ", " << c;
     }
   }

@@ -125,20 +125,25 @@ TEST_P(GoldenLayerTest, FloatSolverIsAsCloseAsTheReferenceIsToItself) {
     const auto codes = test::unpack(got.packed, rows, cols, spec.bits);
     std::int64_t differing_rows = 0;
     for (std::int64_t r = 0; r < rows; ++r) {
-      differing_rows += std::equal(codes.begin() + r * cols, codes.begin() + (r + 1) * cols, expected.begin() + r * cols) ? 0 : 1;
+      differing_rows +=
+          std::equal(codes.begin() + r * cols, codes.begin() + (r + 1) * cols, expected.begin() + r * cols) ? 0 : 1;
     }
-    EXPECT_LE(static_cast<double>(differing_rows), solve.at("rows_differing").get<double>() + 0.01 * static_cast<double>(rows));
-    EXPECT_NEAR(got.layer_record.loss.value() * layer.at("weight_norm").get<double>() / solve.at("loss_f32").get<double>(), 1,
-                1e-3);
+    EXPECT_LE(static_cast<double>(differing_rows),
+              solve.at("rows_differing").get<double>() + 0.01 * static_cast<double>(rows));
+    EXPECT_NEAR(
+        got.layer_record.loss.value() * layer.at("weight_norm").get<double>() / solve.at("loss_f32").get<double>(), 1,
+        1e-3);
   }
 }
 
 INSTANTIATE_TEST_SUITE_P(, GoldenLayerTest,
-                         ::testing::Values("llama-7m.1.k_proj", "llama-7m.4.o_proj", "llama-7m.5.down_proj", "opt-7m.0.k_proj",
-                                           "opt-7m.1.fc2.first256", "opt-7m.2.out_proj", "opt-7m.3.fc1"),
+                         ::testing::Values("llama-7m.1.k_proj", "llama-7m.4.o_proj", "llama-7m.5.down_proj",
+                                           "opt-7m.0.k_proj", "opt-7m.1.fc2.first256", "opt-7m.2.out_proj",
+                                           "opt-7m.3.fc1"),
                          [](const auto& test) {
                            std::string name = test.param;
-                           std::replace_if(name.begin(), name.end(), [](char c) { return c == '.' || c == '-'; }, '_');
+                           std::replace_if(
+                               name.begin(), name.end(), [](char c) { return c == '.' || c == '-'; }, '_');
                            return name;
                          });
 

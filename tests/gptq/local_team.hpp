@@ -67,7 +67,9 @@ template <class T>
 class DeviceMatrix {
  public:
   DeviceMatrix(Team& team, std::int64_t rows, std::int64_t cols, const std::vector<T>& values)
-      : rows_(rows), cols_(cols), buffer_(team.backend.allocate(std::max<std::int64_t>(1, rows * cols) * size_of(dtype_of<T>))) {
+      : rows_(rows),
+        cols_(cols),
+        buffer_(team.backend.allocate(std::max<std::int64_t>(1, rows * cols) * size_of(dtype_of<T>))) {
     team.backend.copy_to_device(team.stream, buffer_.data(), values.data(), rows * cols * size_of(dtype_of<T>));
     team.stream.synchronize();
   }

@@ -53,13 +53,34 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"GroupOdd", [](QuantSpec& s) { s.group_size = 100; }, {"--group-size", "got 100", "multiple of 8"}},
         Refusal{"DampingZero", [](QuantSpec& s) { s.damping = 0; }, {"--damping", "above 0"}},
         Refusal{"DampingLarge", [](QuantSpec& s) { s.damping = 1.5; }, {"--damping", "1.5"}},
-        Refusal{"DampingNaN", [](QuantSpec& s) { s.damping = std::numeric_limits<double>::quiet_NaN(); }, {"--damping"}},
+        Refusal{
+            "DampingNaN", [](QuantSpec& s) { s.damping = std::numeric_limits<double>::quiet_NaN(); }, {"--damping"}},
         Refusal{"DeadDiagonal", [](QuantSpec& s) { s.dead_diagonal = 0; }, {"dead_diagonal"}},
         Refusal{"Solver", [](QuantSpec& s) { s.solver = DType::f16; }, {"--solver", "F16", "f32 or f64"}},
-        Refusal{"HessianClipOfRows", [](QuantSpec& s) { s.clip = Clip::hessian; s.group_size = -1; }, {"--clip hessian", "--clip mse"}},
-        Refusal{"HessianClipLongGroups", [](QuantSpec& s) { s.clip = Clip::hessian; s.group_size = 2048; }, {"2048", "1024"}},
-        Refusal{"ObqDynamic", [](QuantSpec& s) { s.method = Method::obq; s.act_order = ActOrder::dynamic; }, {"--method obq", "--act-order static"}},
-        Refusal{"RtnDynamic", [](QuantSpec& s) { s.method = Method::rtn; s.act_order = ActOrder::dynamic; }, {"--method rtn"}}),
+        Refusal{"HessianClipOfRows",
+                [](QuantSpec& s) {
+                  s.clip = Clip::hessian;
+                  s.group_size = -1;
+                },
+                {"--clip hessian", "--clip mse"}},
+        Refusal{"HessianClipLongGroups",
+                [](QuantSpec& s) {
+                  s.clip = Clip::hessian;
+                  s.group_size = 2048;
+                },
+                {"2048", "1024"}},
+        Refusal{"ObqDynamic",
+                [](QuantSpec& s) {
+                  s.method = Method::obq;
+                  s.act_order = ActOrder::dynamic;
+                },
+                {"--method obq", "--act-order static"}},
+        Refusal{"RtnDynamic",
+                [](QuantSpec& s) {
+                  s.method = Method::rtn;
+                  s.act_order = ActOrder::dynamic;
+                },
+                {"--method rtn"}}),
     [](const auto& test) { return test.param.name; });
 
 TEST(QuantSpecTest, DefaultsAndAllBitWidthsAreValid) {

@@ -61,7 +61,8 @@ struct Problem {
     std::vector<LinearWeight> linears;
     std::int64_t first = 0;
     for (const auto count : rows) {
-      linears.push_back({.name = fmt::format("linear{}", linears.size()), .weight = device_w.view().slice_rows(first, count)});
+      linears.push_back(
+          {.name = fmt::format("linear{}", linears.size()), .weight = device_w.view().slice_rows(first, count)});
       first += count;
     }
     const HessianInput input{.leaves = leaves(device_x.view(), team.group.rank(), team.group.size()),
@@ -108,16 +109,16 @@ QuantSpec spec_with(int bits, std::int64_t group, ActOrder order, Clip clip, Met
   return spec;
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    , SameBits,
-    ::testing::Values(Case{"Static", spec_with(4, 64, ActOrder::fixed, Clip::mse)},
-                      Case{"Natural", spec_with(3, 32, ActOrder::none, Clip::none)},
-                      Case{"Dynamic", spec_with(2, 160, ActOrder::dynamic, Clip::mse)},
-                      Case{"HessianClip", spec_with(3, 64, ActOrder::fixed, Clip::hessian)},
-                      Case{"WholeRows", spec_with(4, -1, ActOrder::fixed, Clip::none)},
-                      Case{"Double", spec_with(8, 64, ActOrder::dynamic, Clip::none, Method::gptq, DType::f64)},
-                      Case{"Rtn", spec_with(4, 64, ActOrder::none, Clip::mse, Method::rtn)}),
-    [](const auto& test) { return test.param.name; });
+INSTANTIATE_TEST_SUITE_P(, SameBits,
+                         ::testing::Values(Case{"Static", spec_with(4, 64, ActOrder::fixed, Clip::mse)},
+                                           Case{"Natural", spec_with(3, 32, ActOrder::none, Clip::none)},
+                                           Case{"Dynamic", spec_with(2, 160, ActOrder::dynamic, Clip::mse)},
+                                           Case{"HessianClip", spec_with(3, 64, ActOrder::fixed, Clip::hessian)},
+                                           Case{"WholeRows", spec_with(4, -1, ActOrder::fixed, Clip::none)},
+                                           Case{"Double", spec_with(8, 64, ActOrder::dynamic, Clip::none, Method::gptq,
+                                                                    DType::f64)},
+                                           Case{"Rtn", spec_with(4, 64, ActOrder::none, Clip::mse, Method::rtn)}),
+                         [](const auto& test) { return test.param.name; });
 
 TEST(ObqOnRanks, GivesTheBitsOfOneRank) {
   Problem problem;

@@ -66,7 +66,8 @@ class QuantizeGroupTest : public ::testing::Test {
                       const Partition& partition = small_cuts) {
     const test::DeviceMatrix<float> w(local.team(), layer.rows, layer.cols, layer.weight);
     const std::vector<LinearWeight> linears{{.name = "fc1", .weight = w.view()}};
-    return test::download(local.team(), quantize_group(local.team(), linears, input, spec, partition).front(), spec.bits);
+    return test::download(local.team(), quantize_group(local.team(), linears, input, spec, partition).front(),
+                          spec.bits);
   }
 
   test::LocalTeam local;
@@ -103,12 +104,13 @@ TEST_P(AgainstThePaper, DoubleSolverGivesTheSameCodes) {
 
   const auto got = quantize_with_matrix(layer, h, spec);
 
-  const auto expected = reference::gptq(test::matrix<double>(layer.weight, layer.cols), test::matrix<double>(h, layer.cols),
-                                        {.grid = spec.grid(),
-                                         .group_size = c.group,
-                                         .act_order = c.order != ActOrder::none,
-                                         .static_groups = c.order == ActOrder::fixed || c.group < 0,
-                                         .damping = spec.damping});
+  const auto expected =
+      reference::gptq(test::matrix<double>(layer.weight, layer.cols), test::matrix<double>(h, layer.cols),
+                      {.grid = spec.grid(),
+                       .group_size = c.group,
+                       .act_order = c.order != ActOrder::none,
+                       .static_groups = c.order == ActOrder::fixed || c.group < 0,
+                       .damping = spec.damping});
   EXPECT_EQ(got.g_idx, expected.g_idx);
   EXPECT_EQ(got.scales, expected.scales.data);
   EXPECT_EQ(got.zeros, expected.zeros.data);
@@ -219,8 +221,10 @@ TEST_F(QuantizeGroupTest, DynamicOrderIsWrittenToTheGroupIndex) {
   for (std::size_t c = 0; c < 96; ++c) {
     diagonal.push_back(h[c * 97]);
   }
-  EXPECT_EQ(got.g_idx[static_cast<std::size_t>(std::max_element(diagonal.begin(), diagonal.end()) - diagonal.begin())], 0);
-  EXPECT_EQ(got.g_idx[static_cast<std::size_t>(std::min_element(diagonal.begin(), diagonal.end()) - diagonal.begin())], 2);
+  EXPECT_EQ(got.g_idx[static_cast<std::size_t>(std::max_element(diagonal.begin(), diagonal.end()) - diagonal.begin())],
+            0);
+  EXPECT_EQ(got.g_idx[static_cast<std::size_t>(std::min_element(diagonal.begin(), diagonal.end()) - diagonal.begin())],
+            2);
 }
 
 TEST_F(QuantizeGroupTest, StaticOrderKeepsGridsOfTheNaturalOne) {
@@ -297,8 +301,8 @@ TEST_F(QuantizeGroupTest, TheNumberOfThreadsDoesNotShow) {
       const test::DeviceMatrix<float> x(team.team(), layer.tokens, layer.cols, layer.x);
       const std::vector<LinearWeight> linears{{.name = "fc1", .weight = w.view()}};
       const HessianInput input{.leaves = cut(x.view(), 4, 64), .tokens = 300, .matrix = {}, .find_non_finite = {}};
-      results.push_back(
-          test::download(team.team(), quantize_group(team.team(), linears, input, spec, small_cuts).front(), spec.bits));
+      results.push_back(test::download(
+          team.team(), quantize_group(team.team(), linears, input, spec, small_cuts).front(), spec.bits));
     }
     EXPECT_TRUE(results[0] == results[1]);
     EXPECT_TRUE(results[0] == results[2]);

@@ -1,11 +1,10 @@
-#include "io/atomic_file.hpp"
-
 #include <gmock/gmock.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 
 #include <csignal>
 
+#include "io/atomic_file.hpp"
 #include "io/checksum.hpp"
 #include "tests/io/file_support.hpp"
 #include "tests/support/paths.hpp"

@@ -1,9 +1,8 @@
-#include "io/checkpoint_reader.hpp"
-
 #include <gmock/gmock.h>
 
 #include <thread>
 
+#include "io/checkpoint_reader.hpp"
 #include "io/safetensors.hpp"
 #include "tests/io/file_support.hpp"
 #include "tests/support/paths.hpp"
@@ -151,6 +150,7 @@ struct BadIndex {
   const char* weight_map;
   const char* offence;
 };
+void PrintTo(const BadIndex& value, std::ostream* out) { *out << value.name; }
 
 class IndexRefused : public testing::TestWithParam<BadIndex> {};
 

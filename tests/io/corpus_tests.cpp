@@ -1,11 +1,10 @@
-#include "io/corpus.hpp"
-
 #include <gmock/gmock.h>
 
 #include <cstring>
 #include <numeric>
 #include <ostream>
 
+#include "io/corpus.hpp"
 #include "tests/io/file_support.hpp"
 #include "tests/support/paths.hpp"
 

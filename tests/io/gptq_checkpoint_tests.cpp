@@ -1,11 +1,10 @@
-#include "io/gptq_checkpoint.hpp"
-
 #include <gmock/gmock.h>
 
 #include <map>
 
 #include "io/atomic_file.hpp"
 #include "io/checksum.hpp"
+#include "io/gptq_checkpoint.hpp"
 #include "io/json_file.hpp"
 #include "io/safetensors.hpp"
 #include "tests/io/file_support.hpp"

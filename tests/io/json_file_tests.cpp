@@ -1,7 +1,6 @@
-#include "io/json_file.hpp"
-
 #include <gmock/gmock.h>
 
+#include "io/json_file.hpp"
 #include "tests/io/file_support.hpp"
 #include "tests/support/paths.hpp"
 
@@ -31,6 +30,7 @@ struct BadText {
   std::string text;
   const char* offence;
 };
+void PrintTo(const BadText& value, std::ostream* out) { *out << value.name; }
 
 class ReadJsonRefuses : public testing::TestWithParam<BadText> {};
 

@@ -1,11 +1,10 @@
-#include "io/model_lookup.hpp"
-
 #include <gmock/gmock.h>
 
 #include <cstdlib>
 #include <map>
 #include <optional>
 
+#include "io/model_lookup.hpp"
 #include "tests/io/file_support.hpp"
 #include "tests/support/paths.hpp"
 

@@ -1,8 +1,7 @@
-#include "io/packed_linear.hpp"
-
 #include <gmock/gmock.h>
 
 #include "io/json_file.hpp"
+#include "io/packed_linear.hpp"
 #include "io/safetensors.hpp"
 #include "tests/io/file_support.hpp"
 #include "tests/support/paths.hpp"
@@ -184,6 +183,7 @@ struct BadLinear {
   void (*spoil)(PackedLinear&);
   const char* offence;
 };
+void PrintTo(const BadLinear& value, std::ostream* out) { *out << value.name; }
 
 class ValidateRefuses : public testing::TestWithParam<BadLinear> {};
 

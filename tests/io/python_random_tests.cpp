@@ -1,5 +1,3 @@
-#include "io/python_random.hpp"
-
 #include <gmock/gmock.h>
 
 #include <functional>
@@ -7,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "io/python_random.hpp"
 #include "kernels/base/error.hpp"
 
 namespace gptqd::io {

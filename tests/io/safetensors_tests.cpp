@@ -1,9 +1,8 @@
-#include "io/safetensors.hpp"
-
 #include <gmock/gmock.h>
 
 #include <nlohmann/json.hpp>
 
+#include "io/safetensors.hpp"
 #include "tests/io/file_support.hpp"
 #include "tests/support/paths.hpp"
 
@@ -81,6 +80,7 @@ struct Damage {
   std::size_t data_bytes;
   const char* offence;
 };
+void PrintTo(const Damage& value, std::ostream* out) { *out << value.name; }
 
 std::string tensor(const std::string& body) { return R"({"t.weight":{)" + body + "}}"; }
 
@@ -153,30 +153,26 @@ INSTANTIATE_TEST_SUITE_P(
                "repeated key \"dtype\""},
         Damage{"foreign_key", tensor(R"("dtype":"F16","stride":[1],"shape":[2],"data_offsets":[0,4])"), 4,
                "unexpected or repeated key \"stride\""},
-        Damage{
-            "repeated_tensor",
-            R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},)"
-            R"("a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})",
-            2, "tensor \"a\" in the safetensors header: the name occurs twice"},
+        Damage{"repeated_tensor",
+               R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},)"
+               R"("a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})",
+               2, "tensor \"a\" in the safetensors header: the name occurs twice"},
         Damage{"metadata_is_no_text", R"({"__metadata__":{"format":1}})", 0, "expected a string, got 1"},
         Damage{"metadata_nested", R"({"__metadata__":{"format":{}}})", 0, "expected a string, got an object"},
-        Damage{
-            "hole",
-            R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},)"
-            R"("b":{"dtype":"U8","shape":[1],"data_offsets":[2,3]}})",
-            3, "tensor \"b\" begins at byte 2 of the data, expected 1"},
+        Damage{"hole",
+               R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},)"
+               R"("b":{"dtype":"U8","shape":[1],"data_offsets":[2,3]}})",
+               3, "tensor \"b\" begins at byte 2 of the data, expected 1"},
         Damage{"hole_in_front", tensor(R"("dtype":"F16","shape":[2],"data_offsets":[4,8])"), 8,
                "begins at byte 4 of the data, expected 0"},
-        Damage{
-            "overlap",
-            R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},)"
-            R"("b":{"dtype":"U8","shape":[2],"data_offsets":[1,3]}})",
-            3, "\"a\" and \"b\" overlap"},
-        Damage{
-            "same_place",
-            R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},)"
-            R"("b":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}})",
-            2, "\"a\" and \"b\" overlap"},
+        Damage{"overlap",
+               R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},)"
+               R"("b":{"dtype":"U8","shape":[2],"data_offsets":[1,3]}})",
+               3, "\"a\" and \"b\" overlap"},
+        Damage{"same_place",
+               R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},)"
+               R"("b":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}})",
+               2, "\"a\" and \"b\" overlap"},
         Damage{"data_truncated", tensor(R"("dtype":"F16","shape":[2],"data_offsets":[0,4])"), 3,
                "ends at byte 4 of the data, but the file holds 3"},
         Damage{"data_too_long", tensor(R"("dtype":"F16","shape":[2],"data_offsets":[0,4])"), 5, "bytes too many"},

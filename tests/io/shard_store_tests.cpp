@@ -1,11 +1,10 @@
-#include "io/shard_store.hpp"
-
 #include <gmock/gmock.h>
 
 #include <thread>
 
 #include "io/atomic_file.hpp"
 #include "io/json_file.hpp"
+#include "io/shard_store.hpp"
 #include "tests/io/file_support.hpp"
 #include "tests/support/paths.hpp"
 

@@ -1,5 +1,3 @@
-#include "io/tokenizer.hpp"
-
 #include <gmock/gmock.h>
 
 #include <algorithm>
@@ -8,6 +6,7 @@
 
 #include "io/checksum.hpp"
 #include "io/json_file.hpp"
+#include "io/tokenizer.hpp"
 #include "io/tokenizer/tokenizer_json.hpp"
 #include "tests/io/file_support.hpp"
 #include "tests/support/paths.hpp"

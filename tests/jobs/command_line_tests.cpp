@@ -19,9 +19,39 @@ TEST(CommandLine, HelpListsEveryOption) {
 
   EXPECT_EQ(result.code, 0);
   EXPECT_THAT(result.err, IsEmpty());
-  for (const char* option : {"config", "help", "model", "out", "work", "calibration", "samples", "seqlen", "seed", "report", "max-shard-size", "bits", "group-size", "sym", "asym", "act-order",
-                             "clip", "method", "damping", "true-sequential", "no-true-sequential", "reference", "max-fallbacks", "stages", "hessian-leaves", "panel-columns", "row-tile",
-                             "micro-batch-tokens", "solver-precision", "allow-mixed", "threads", "device", "stall-seconds"}) {
+  for (const char* option : {"config",
+                             "help",
+                             "model",
+                             "out",
+                             "work",
+                             "calibration",
+                             "samples",
+                             "seqlen",
+                             "seed",
+                             "report",
+                             "max-shard-size",
+                             "bits",
+                             "group-size",
+                             "sym",
+                             "asym",
+                             "act-order",
+                             "clip",
+                             "method",
+                             "damping",
+                             "true-sequential",
+                             "no-true-sequential",
+                             "reference",
+                             "max-fallbacks",
+                             "stages",
+                             "hessian-leaves",
+                             "panel-columns",
+                             "row-tile",
+                             "micro-batch-tokens",
+                             "solver-precision",
+                             "allow-mixed",
+                             "threads",
+                             "device",
+                             "stall-seconds"}) {
     EXPECT_THAT(result.out, HasSubstr(std::string("--") + option + " "));
   }
 }
@@ -111,7 +141,11 @@ TEST(CommandLine, AModelsNameIsEnough) {
 TEST(CommandLine, TheNameOfTheResultTellsBitsAndGroups) {
   const TemporaryFolder folder;
   const CommandOptions there{.folder = folder.path(), .environment = {}};
-  const Options tiny{{"--samples", "2"}, {"--seqlen", "64"}, {"--calibration", calibration_tokens()}, {"--bits", "3"}, {"--group-size", "-1"}};
+  const Options tiny{{"--samples", "2"},
+                     {"--seqlen", "64"},
+                     {"--calibration", calibration_tokens()},
+                     {"--bits", "3"},
+                     {"--group-size", "-1"}};
   auto with_slash = tiny;
   with_slash["--model"] = demo_model().string() + "/";
 
@@ -144,8 +178,9 @@ TEST(CommandLine, TheReportIsWrittenWhereItIsAskedForAsWell) {
   EXPECT_LT(report.at("loss_ratio").get<double>(), 1);
   // Forward 2·T·m·n, Hessian T·n², factor n³/3, solve m·n² of the six blocks.
   constexpr double t = 16 * 128;
-  const double block = 2 * t * (4 * 256 * 256 + 2 * 256 * 1024) + t * (3 * 256.0 * 256 + 1024.0 * 1024) + (3 * 256.0 * 256 * 256 + 1024.0 * 1024 * 1024) / 3 +
-                       (4 * 256.0 + 1024) * 256 * 256 + 256.0 * 1024 * 1024;
+  const double block = 2 * t * (4 * 256 * 256 + 2 * 256 * 1024) + t * (3 * 256.0 * 256 + 1024.0 * 1024) +
+                       (3 * 256.0 * 256 * 256 + 1024.0 * 1024 * 1024) / 3 + (4 * 256.0 + 1024) * 256 * 256 +
+                       256.0 * 1024 * 1024;
   EXPECT_NEAR(report.at("model_flops").get<double>(), 6 * block, 1e-4 * 6 * block);
   std::map<std::string, std::string> files;
   for (const auto& file : report.at("artifact").at("files")) {
@@ -176,10 +211,12 @@ TEST(CommandLine, ProgressNamesEveryBlockOnce) {
 
 TEST(CommandLine, TheInstalledProgramRunsWithTheTextThatShipsWithIt) {
   const TemporaryFolder folder;
-  const auto installed = run_command({GPTQD_CMAKE, "--install", gptqd::test::binary_path(""), "--prefix", folder / "prefix"});
+  const auto installed =
+      run_command({GPTQD_CMAKE, "--install", gptqd::test::binary_path(""), "--prefix", folder / "prefix"});
   ASSERT_EQ(installed.code, 0) << installed.err;
 
-  const auto result = run_command({folder / "prefix/bin/gptq-dist", "--model", demo_model(), "--samples", "4", "--seqlen", "64", "--out", folder / "out"});
+  const auto result = run_command({folder / "prefix/bin/gptq-dist", "--model", demo_model(), "--samples", "4",
+                                   "--seqlen", "64", "--out", folder / "out"});
 
   EXPECT_EQ(result.code, 0) << result.err;
   EXPECT_TRUE(fs::exists(folder / "out/model.safetensors"));

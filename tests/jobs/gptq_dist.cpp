@@ -19,7 +19,11 @@ fs::path demo_model() { return source_path("jobs/demo/opt-7m"); }
 fs::path calibration_tokens() { return source_path("tests/golden/gptq/calib_tokens.safetensors"); }
 
 Options quick_run(const fs::path& out, const Options& changes) {
-  Options options{{"--model", demo_model()}, {"--calibration", calibration_tokens()}, {"--samples", "16"}, {"--seqlen", "128"}, {"--out", out}};
+  Options options{{"--model", demo_model()},
+                  {"--calibration", calibration_tokens()},
+                  {"--samples", "16"},
+                  {"--seqlen", "128"},
+                  {"--out", out}};
   for (const auto& [name, value] : changes) {
     options[name] = value;
   }
@@ -49,9 +53,13 @@ Words command_line(int ranks, const Options& options) {
   return command_line(ranks, arguments);
 }
 
-CommandResult gptq_dist(int ranks, const Words& arguments, const CommandOptions& options) { return run_command(command_line(ranks, arguments), options); }
+CommandResult gptq_dist(int ranks, const Words& arguments, const CommandOptions& options) {
+  return run_command(command_line(ranks, arguments), options);
+}
 
-CommandResult gptq_dist(int ranks, const Options& options, const CommandOptions& command_options) { return run_command(command_line(ranks, options), command_options); }
+CommandResult gptq_dist(int ranks, const Options& options, const CommandOptions& command_options) {
+  return run_command(command_line(ranks, options), command_options);
+}
 
 CommandResult expect_success(int ranks, const Options& options, const CommandOptions& command_options) {
   auto result = gptq_dist(ranks, options, command_options);
@@ -70,9 +78,13 @@ std::map<std::string, std::string> checksums(const fs::path& folder, const std::
   return sums;
 }
 
-void PrintTo(const RunBytes& bytes, std::ostream* out) { *out << fmt::format("artifact {}, shards {}", bytes.artifact, bytes.shards); }
+void PrintTo(const RunBytes& bytes, std::ostream* out) {
+  *out << fmt::format("artifact {}, shards {}", bytes.artifact, bytes.shards);
+}
 
-RunBytes bytes_of_run(const fs::path& out) { return {.artifact = checksums(out), .shards = checksums(work_of(out) / "shards", ".h5")}; }
+RunBytes bytes_of_run(const fs::path& out) {
+  return {.artifact = checksums(out), .shards = checksums(work_of(out) / "shards", ".h5")};
+}
 
 fs::path work_of(const fs::path& out) { return out.string() + ".work"; }
 

@@ -49,14 +49,20 @@ const Options many_pieces{{"--panel-columns", "128"}, {"--row-tile", "32"}, {"--
 
 TEST(Identity, RanksDoNotMatter) { expect_same_bytes({{1, {}}, {2, {}}, {3, {}}, {4, {}}}); }
 
-TEST(Identity, RanksDoNotMatterWithManyPanelsAndTiles) { expect_same_bytes({{1, {}}, {2, {}}, {3, {}}, {4, {}}}, many_pieces); }
+TEST(Identity, RanksDoNotMatterWithManyPanelsAndTiles) {
+  expect_same_bytes({{1, {}}, {2, {}}, {3, {}}, {4, {}}}, many_pieces);
+}
 
 TEST(Identity, ThreadsDoNotMatter) {
-  expect_same_bytes({{1, {{"--threads", "1"}}}, {1, {{"--threads", "2"}}}, {1, {{"--threads", "3"}}}, {2, {{"--threads", "2"}}}}, many_pieces);
+  expect_same_bytes(
+      {{1, {{"--threads", "1"}}}, {1, {{"--threads", "2"}}}, {1, {{"--threads", "3"}}}, {2, {{"--threads", "2"}}}},
+      many_pieces);
 }
 
 TEST(Identity, StagesDoNotMatter) {
-  expect_same_bytes({{1, {}}, {2, {{"--stages", "2"}}}, {3, {{"--stages", "3"}}}, {4, {{"--stages", "2"}}}, {4, {{"--stages", "4"}}}}, many_pieces);
+  expect_same_bytes(
+      {{1, {}}, {2, {{"--stages", "2"}}}, {3, {{"--stages", "3"}}}, {4, {{"--stages", "2"}}}, {4, {{"--stages", "4"}}}},
+      many_pieces);
 }
 
 TEST(Identity, OneLeafMoreThanARankOrAsManyAsSamplesDoNotMatter) {
@@ -103,7 +109,8 @@ TEST(Identity, AModelInBfloat16InSeveralFiles) {
 
 TEST(Identity, ObqOnASmallModel) {
   const TemporaryFolder folder;
-  io::SafetensorsWriter writer(folder / "tokens.safetensors", {{.name = "input_ids", .dtype = DType::i32, .shape = {9, 40}}});
+  io::SafetensorsWriter writer(folder / "tokens.safetensors",
+                               {{.name = "input_ids", .dtype = DType::i32, .shape = {9, 40}}});
   std::vector<std::int32_t> ids;
   for (std::int32_t i = 0; i < 9 * 40; ++i) {
     ids.push_back(i * i % 157);
@@ -137,15 +144,18 @@ TEST_P(IdentityWithSettings, TwoRanksGiveTheBytesOfOne) {
   expect_same_bytes({{1, {}}, {2, {}}}, options);
 }
 
-INSTANTIATE_TEST_SUITE_P(All, IdentityWithSettings,
-                         ::testing::Values(Settings{"natural_order", {{"--act-order", "none"}}}, Settings{"dynamic_order", {{"--act-order", "dynamic"}}},
-                                           Settings{"asymmetric", {{"--asym", ""}}}, Settings{"three_bits", {{"--bits", "3"}}}, Settings{"two_bits", {{"--bits", "2"}}},
-                                           Settings{"eight_bits", {{"--bits", "8"}}}, Settings{"clip_by_hessian", {{"--clip", "hessian"}}},
-                                           Settings{"double_precision", {{"--solver-precision", "f64"}}}, Settings{"whole_rows", {{"--group-size", "-1"}}},
-                                           Settings{"small_groups", {{"--group-size", "32"}}}, Settings{"published_choices", {{"--reference", ""}}},
-                                           Settings{"float_block", {{"--no-true-sequential", ""}}}, Settings{"round_to_nearest", {{"--method", "rtn"}}},
-                                           Settings{"round_to_nearest_by_hessian", {{"--method", "rtn"}, {"--clip", "hessian"}}}),
-                         [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(
+    All, IdentityWithSettings,
+    ::testing::Values(
+        Settings{"natural_order", {{"--act-order", "none"}}}, Settings{"dynamic_order", {{"--act-order", "dynamic"}}},
+        Settings{"asymmetric", {{"--asym", ""}}}, Settings{"three_bits", {{"--bits", "3"}}},
+        Settings{"two_bits", {{"--bits", "2"}}}, Settings{"eight_bits", {{"--bits", "8"}}},
+        Settings{"clip_by_hessian", {{"--clip", "hessian"}}},
+        Settings{"double_precision", {{"--solver-precision", "f64"}}}, Settings{"whole_rows", {{"--group-size", "-1"}}},
+        Settings{"small_groups", {{"--group-size", "32"}}}, Settings{"published_choices", {{"--reference", ""}}},
+        Settings{"float_block", {{"--no-true-sequential", ""}}}, Settings{"round_to_nearest", {{"--method", "rtn"}}},
+        Settings{"round_to_nearest_by_hessian", {{"--method", "rtn"}, {"--clip", "hessian"}}}),
+    [](const auto& info) { return info.param.name; });
 
 TEST(Identity, SettingsThatMatterGiveOtherBytes) {
   const TemporaryFolder folder;
@@ -167,8 +177,9 @@ TEST(Identity, PerplexityIsTheSameAtEveryNumberOfRanksToTheLastBit) {
   std::optional<double> first;
   for (const int ranks : {1, 2, 3, 4}) {
     // Five windows in micro-batches of two: some ranks have none at four.
-    const auto result = gptq_dist(ranks, Words{"eval", "--model", demo_model(), "--text", calibration_tokens(), "--windows", "5", "--seqlen", "128", "--micro-batch-tokens", "256", "--json",
-                                               folder / "eval.json"});
+    const auto result =
+        gptq_dist(ranks, Words{"eval", "--model", demo_model(), "--text", calibration_tokens(), "--windows", "5",
+                               "--seqlen", "128", "--micro-batch-tokens", "256", "--json", folder / "eval.json"});
     ASSERT_EQ(result.code, 0) << result.err;
 
     const auto json = nlohmann::json::parse(read_text(folder / "eval.json"));

@@ -164,8 +164,13 @@ TEST_F(Restart, ACompleteArtifactIsEnough) {
 
 TEST_F(Restart, OtherOptionsAreRefusedWithTheFieldsNamed) {
   const std::vector<std::tuple<std::string, std::string, std::string>> changes{
-      {"--bits", "3", "spec.bits"},          {"--damping", "0.02", "spec.damping"},       {"--group-size", "64", "spec.group_size"}, {"--samples", "8", "calibration.samples"},
-      {"--hessian-leaves", "4", "partition.leaves"}, {"--row-tile", "32", "partition.row_tile"}, {"--no-true-sequential", "", "true_sequential"}};
+      {"--bits", "3", "spec.bits"},
+      {"--damping", "0.02", "spec.damping"},
+      {"--group-size", "64", "spec.group_size"},
+      {"--samples", "8", "calibration.samples"},
+      {"--hessian-leaves", "4", "partition.leaves"},
+      {"--row-tile", "32", "partition.row_tile"},
+      {"--no-true-sequential", "", "true_sequential"}};
   fs::remove_all(out_);
   for (const auto& [option, value, field] : changes) {
     const auto result = gptq_dist(1, quick_run(out_, {{option, value}}));
@@ -224,7 +229,8 @@ TEST_F(Restart, MergeGivesTheBytesOfTheRun) {
 TEST_F(Restart, MergeTakesAModelThatHasMoved) {
   fs::copy(demo_model(), folder_ / "moved");
 
-  const auto result = gptq_dist(1, Words{"merge", work_of(out_), "--out", folder_ / "merged", "--model", folder_ / "moved"});
+  const auto result =
+      gptq_dist(1, Words{"merge", work_of(out_), "--out", folder_ / "merged", "--model", folder_ / "moved"});
 
   EXPECT_EQ(result.code, 0) << result.err;
   EXPECT_EQ(checksums(folder_ / "merged"), bytes_.artifact);

@@ -1,16 +1,15 @@
-#include "kernels/attention.hpp"
-
 #include <cmath>
 
+#include "kernels/attention.hpp"
 #include "tests/kernels/device_tensors.hpp"
 #include "tests/reference/forward.hpp"
 
 namespace gptqd::test {
 namespace {
 
+using reference::AttentionShape;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
-using reference::AttentionShape;
 
 struct Inputs {
   Matrix<float> q;
@@ -20,7 +19,8 @@ struct Inputs {
 
 Inputs inputs(std::int64_t samples, const AttentionShape& shape, double deviation = 1.0) {
   const auto rows = samples * shape.tokens_per_sample;
-  return {normal(rows, shape.heads * shape.head_dim, 1, deviation), normal(rows, shape.kv_heads * shape.head_dim, 2, deviation),
+  return {normal(rows, shape.heads * shape.head_dim, 1, deviation),
+          normal(rows, shape.kv_heads * shape.head_dim, 2, deviation),
           normal(rows, shape.kv_heads * shape.head_dim, 3)};
 }
 
@@ -31,9 +31,14 @@ class Attention : public OnDevice {
     const auto k = upload(in.k, gap);
     const auto v = upload(in.v, gap);
     const auto out = unset(in.q.rows, in.q.cols, gap);
-    backend->attention(*stream, {.q = q.view, .k = k.view, .v = v.view, .out = out.view,
-                                 .tokens_per_sample = shape.tokens_per_sample, .heads = shape.heads,
-                                 .kv_heads = shape.kv_heads, .head_dim = shape.head_dim,
+    backend->attention(*stream, {.q = q.view,
+                                 .k = k.view,
+                                 .v = v.view,
+                                 .out = out.view,
+                                 .tokens_per_sample = shape.tokens_per_sample,
+                                 .heads = shape.heads,
+                                 .kv_heads = shape.kv_heads,
+                                 .head_dim = shape.head_dim,
                                  .scale = static_cast<float>(shape.scale)});
     return download(out);
   }
@@ -78,9 +83,15 @@ TEST_P(Attention, TakesSlicesOfOneBuffer) {
   }
   const auto all = upload(fused);
 
-  backend->attention(*stream, {.q = all.view.slice_cols(0, 8), .k = all.view.slice_cols(8, 8), .v = all.view.slice_cols(16, 8),
-                               .out = all.view.slice_cols(24, 8), .tokens_per_sample = 20, .heads = 2, .kv_heads = 2,
-                               .head_dim = 4, .scale = 0.5f});
+  backend->attention(*stream, {.q = all.view.slice_cols(0, 8),
+                               .k = all.view.slice_cols(8, 8),
+                               .v = all.view.slice_cols(16, 8),
+                               .out = all.view.slice_cols(24, 8),
+                               .tokens_per_sample = 20,
+                               .heads = 2,
+                               .kv_heads = 2,
+                               .head_dim = 4,
+                               .scale = 0.5f});
 
   const auto got = download(all);
   const auto expected = run(in, shape);
@@ -159,8 +170,14 @@ TEST_P(Attention, RefusesWhatDoesNotFit) {
   const auto q = upload(normal(10, 12, 1));
   const auto kv = upload(normal(10, 8, 1));
   const auto out = upload(normal(10, 12, 1));
-  AttentionArgs args{.q = q.view, .k = kv.view, .v = kv.view, .out = out.view, .tokens_per_sample = 5, .heads = 3,
-                     .kv_heads = 2, .head_dim = 4};
+  AttentionArgs args{.q = q.view,
+                     .k = kv.view,
+                     .v = kv.view,
+                     .out = out.view,
+                     .tokens_per_sample = 5,
+                     .heads = 3,
+                     .kv_heads = 2,
+                     .head_dim = 4};
   const auto message = [&] { return error_message([&] { backend->attention(*stream, args); }); };
   EXPECT_THAT(message(), HasSubstr("3 heads share 2 kv_heads"));
   args.kv_heads = 1;

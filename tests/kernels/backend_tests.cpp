@@ -1,7 +1,6 @@
-#include "kernels/backend.hpp"
-
 #include <numeric>
 
+#include "kernels/backend.hpp"
 #include "kernels/cpu/cpu_backend.hpp"
 #include "kernels/disjoint.hpp"
 #include "tests/kernels/device_tensors.hpp"
@@ -128,7 +127,9 @@ TEST(CpuBackendTest, RefusesAForeignStream) {
   EXPECT_THAT(error_message([&] { backend.fill_zero(foreign, nullptr, 0); }), HasSubstr("another backend"));
 }
 
-TEST(CpuBackendTest, RefusesNegativeThreads) { EXPECT_THROW(make_cpu_backend({.threads = -2, .progress = nullptr}), Error); }
+TEST(CpuBackendTest, RefusesNegativeThreads) {
+  EXPECT_THROW(make_cpu_backend({.threads = -2, .progress = nullptr}), Error);
+}
 
 TEST(Disjoint, KnowsColumnSlicesFromOverlaps) {
   std::vector<float> memory(100);

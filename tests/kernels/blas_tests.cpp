@@ -32,7 +32,8 @@ const std::vector<T> b{1, 0, 2, 0, 1, 3};
 TYPED_TEST(BlasOf, GemmIsRowMajorWithStrides) {
   std::vector<TypeParam> c(9, 1);
 
-  gemm(Op::none, Op::none, 3, 3, 2, TypeParam{1}, a<TypeParam>.data(), 3, b<TypeParam>.data(), 3, TypeParam{1}, c.data(), 3);
+  gemm(Op::none, Op::none, 3, 3, 2, TypeParam{1}, a<TypeParam>.data(), 3, b<TypeParam>.data(), 3, TypeParam{1},
+       c.data(), 3);
 
   EXPECT_EQ(c, (std::vector<TypeParam>{2, 3, 9, 4, 5, 19, 6, 7, 29}));
 }
@@ -41,8 +42,8 @@ TYPED_TEST(BlasOf, GemmTransposes) {
   std::vector<TypeParam> c(9, std::numeric_limits<TypeParam>::quiet_NaN());
 
   // (Bᵀ)·(Aᵀ), without reading what is in C.
-  gemm(Op::transpose, Op::transpose, 3, 3, 2, TypeParam{2}, b<TypeParam>.data(), 3, a<TypeParam>.data(), 3, TypeParam{0},
-       c.data(), 3);
+  gemm(Op::transpose, Op::transpose, 3, 3, 2, TypeParam{2}, b<TypeParam>.data(), 3, a<TypeParam>.data(), 3,
+       TypeParam{0}, c.data(), 3);
 
   EXPECT_EQ(c, (std::vector<TypeParam>{2, 6, 10, 4, 8, 12, 16, 36, 56}));
 }

@@ -1,7 +1,6 @@
-#include "kernels/cross_entropy.hpp"
-
 #include <cmath>
 
+#include "kernels/cross_entropy.hpp"
 #include "tests/kernels/device_tensors.hpp"
 #include "tests/reference/forward.hpp"
 
@@ -90,14 +89,20 @@ TEST_P(CrossEntropy, BitsDoNotDependOnThreads) {
 }
 
 TEST_P(CrossEntropy, ATargetOutsideTheVocabularyIsThrownByTheStream) {
-  EXPECT_THAT(error_message([&] { run(normal(3, 4, 1), normal(10, 4, 2), {0, 10, 1}); }),
+  EXPECT_THAT(error_message([&] {
+                run(normal(3, 4, 1), normal(10, 4, 2), {0, 10, 1});
+              }),
               AllOf(HasSubstr("target 10 of token 1"), HasSubstr("vocabulary of 10")));
 }
 
 TEST_P(CrossEntropy, RefusesWhatDoesNotFit) {
-  EXPECT_THAT(error_message([&] { run(normal(3, 4, 1), normal(10, 5, 2), {0, 1, 2}); }),
+  EXPECT_THAT(error_message([&] {
+                run(normal(3, 4, 1), normal(10, 5, 2), {0, 1, 2});
+              }),
               AllOf(HasSubstr("head is [10, 5]"), HasSubstr("expected [10, 4]")));
-  EXPECT_THAT(error_message([&] { run(normal(3, 4, 1), normal(10, 4, 2), {0, 1}); }),
+  EXPECT_THAT(error_message([&] {
+                run(normal(3, 4, 1), normal(10, 4, 2), {0, 1});
+              }),
               AllOf(HasSubstr("targets is [2]"), HasSubstr("expected [3]")));
   EXPECT_THAT(error_message([&] { run(normal(3, 4, 1), normal(0, 4, 2), {0, 1, 2}); }), HasSubstr("vocabulary"));
 }

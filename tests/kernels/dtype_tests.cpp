@@ -148,8 +148,8 @@ TYPED_TEST(HalfTypes, DoublesOutsideTheFloatsRange) {
 }
 
 TEST(DTypeNames, ComeBack) {
-  for (const auto dtype : {DType::f64, DType::f32, DType::f16, DType::bf16, DType::i64, DType::i32, DType::i16, DType::i8,
-                           DType::u64, DType::u32, DType::u16, DType::u8, DType::boolean}) {
+  for (const auto dtype : {DType::f64, DType::f32, DType::f16, DType::bf16, DType::i64, DType::i32, DType::i16,
+                           DType::i8, DType::u64, DType::u32, DType::u16, DType::u8, DType::boolean}) {
     EXPECT_EQ(dtype_from_name(name_of(dtype)), dtype);
   }
   EXPECT_EQ(dtype_from_name("F8_E4M3"), std::nullopt);

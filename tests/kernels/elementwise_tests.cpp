@@ -1,10 +1,9 @@
-#include "kernels/elementwise.hpp"
-
 #include <bit>
 #include <cmath>
 #include <type_traits>
 
 #include "kernels/cpu/conversions.hpp"
+#include "kernels/elementwise.hpp"
 #include "tests/kernels/device_tensors.hpp"
 
 namespace gptqd::test {
@@ -175,7 +174,9 @@ TEST_P(Elementwise, GathersColumns) {
 }
 
 TEST_P(Elementwise, AnIndexOutsideXIsThrownByTheStream) {
-  EXPECT_THAT(error_message([&] { gather<float>(normal(2, 4, 1), {0, 4}); }),
+  EXPECT_THAT(error_message([&] {
+                gather<float>(normal(2, 4, 1), {0, 4});
+              }),
               AllOf(HasSubstr("index[1] = 4"), HasSubstr("[0, 4)")));
   stream = backend->create_stream();
   EXPECT_THAT(error_message([&] { gather<float>(normal(2, 4, 1), {-1}); }), HasSubstr("index[0] = -1"));
@@ -191,8 +192,9 @@ TEST_P(Elementwise, RefusesWhatDoesNotFit) {
   EXPECT_THAT(error_message([&] { backend->convert(*stream, {.x = integers.view, .y = a.view}); }),
               AllOf(HasSubstr("convert: x is I32"), HasSubstr("BF16")));
   EXPECT_THAT(error_message([&] { backend->convert(*stream, {.x = a.view, .y = a.view}); }), HasSubstr("overlaps"));
-  EXPECT_THAT(error_message([&] { backend->gather_columns(*stream, {.x = a.view, .index = flat(index), .y = b.view}); }),
-              AllOf(HasSubstr("gather_columns: y is [3, 2]"), HasSubstr("expected [2, 2]")));
+  EXPECT_THAT(
+      error_message([&] { backend->gather_columns(*stream, {.x = a.view, .index = flat(index), .y = b.view}); }),
+      AllOf(HasSubstr("gather_columns: y is [3, 2]"), HasSubstr("expected [2, 2]")));
 }
 
 INSTANTIATE_TEST_SUITE_P(, Elementwise, ::testing::ValuesIn(available_devices()), device_name);

@@ -1,8 +1,7 @@
-#include "kernels/embedding.hpp"
-
 #include <cmath>
 #include <limits>
 
+#include "kernels/embedding.hpp"
 #include "tests/kernels/device_tensors.hpp"
 
 namespace gptqd::test {
@@ -104,9 +103,13 @@ TEST_P(Embedding, AnIdOutsideTheTableIsThrownByTheStream) {
 }
 
 TEST_P(Embedding, RefusesWhatDoesNotFit) {
-  EXPECT_THAT(error_message([&] { run({0, 1}, normal(3, 4, 1), filled(2, 5, 0.0f), false); }),
+  EXPECT_THAT(error_message([&] {
+                run({0, 1}, normal(3, 4, 1), filled(2, 5, 0.0f), false);
+              }),
               AllOf(HasSubstr("y is [2, 5]"), HasSubstr("expected [2, 4]")));
-  EXPECT_THAT(error_message([&] { run({0, 1}, Matrix<std::int32_t>(3, 4), filled(2, 4, 0.0f), false); }),
+  EXPECT_THAT(error_message([&] {
+                run({0, 1}, Matrix<std::int32_t>(3, 4), filled(2, 4, 0.0f), false);
+              }),
               AllOf(HasSubstr("table is I32"), HasSubstr("F16")));
 }
 

@@ -22,9 +22,8 @@ Error caught(void (*body)()) {
 }
 
 void nested() {
-  with_context("quantizing fc1", [] {
-    with_context("factoring H", [] { throw Error(ErrorKind::input, "minor 17 is not positive"); });
-  });
+  with_context("quantizing fc1",
+               [] { with_context("factoring H", [] { throw Error(ErrorKind::input, "minor 17 is not positive"); }); });
 }
 
 TEST(ErrorContext, OutermostComesFirst) {

@@ -1,8 +1,7 @@
-#include "kernels/factor.hpp"
-
 #include <cmath>
 #include <limits>
 
+#include "kernels/factor.hpp"
 #include "tests/kernels/quant_support.hpp"
 #include "tests/reference/factor.hpp"
 
@@ -72,7 +71,8 @@ TYPED_TEST(FactorPanel, PanelsOfEveryWidthGiveTheSameFactor) {
         if (c > r) {
           ASSERT_EQ(got(r, c), 0) << width << ": " << r << ", " << c;  // also inside the diagonal blocks
         } else {
-          ASSERT_NEAR(got(r, c), l(r, c), 100 * this->tolerance(n) * std::sqrt(h(r, r))) << width << ": " << r << ", " << c;
+          ASSERT_NEAR(got(r, c), l(r, c), 100 * this->tolerance(n) * std::sqrt(h(r, r)))
+              << width << ": " << r << ", " << c;
         }
       }
     }
@@ -94,7 +94,8 @@ TYPED_TEST(FactorPanel, HasTheSameBitsAtEveryNumberOfThreads) {
 
 TYPED_TEST(FactorPanel, StatusNamesTheLeadingMinorThatFails) {
   Cpu cpu;
-  for (const double bad : {-3.0, 0.0, std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
+  for (const double bad :
+       {-3.0, 0.0, std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
     Matrix<double> h(50, 50);
     for (std::int64_t i = 0; i < 50; ++i) {
       h(i, i) = i == 36 ? bad : 2.0;
@@ -142,13 +143,12 @@ TEST(FactorPanelArgs, AreRefusedWithGotAndExpected) {
   Matrix<float> rows(6, 3);
   Matrix<float> target(6, 4);
   std::vector<std::int32_t> status(1);
+  EXPECT_THAT(
+      message_of([&] { cpu.backend->factor_panel(*cpu.stream, {.panel = panel.view(), .status = view_of(status)}); }),
+      HasSubstr("the panel is [4, 5], expected no more columns than rows"));
   EXPECT_THAT(message_of([&] {
-                cpu.backend->factor_panel(*cpu.stream, {.panel = panel.view(), .status = view_of(status)});
-              }),
-              HasSubstr("the panel is [4, 5], expected no more columns than rows"));
-  EXPECT_THAT(message_of([&] {
-                cpu.backend->update_panel(*cpu.stream,
-                                          {.rows = rows.view(), .top = rows.view().slice_rows(0, 3), .target = target.view()});
+                cpu.backend->update_panel(
+                    *cpu.stream, {.rows = rows.view(), .top = rows.view().slice_rows(0, 3), .target = target.view()});
               }),
               HasSubstr("top is [3, 3], expected [4, 3]"));
 }

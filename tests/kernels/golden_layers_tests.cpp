@@ -73,7 +73,8 @@ template <class T>
 Matrix<T> read(const std::string& name) {
   const auto& info = golden_file().at(name);
   Matrix<T> matrix(info.shape.at(0), info.shape.at(1));
-  require(info.bytes == static_cast<std::int64_t>(matrix.data.size() * sizeof(T)), name + ": another type than expected");
+  require(info.bytes == static_cast<std::int64_t>(matrix.data.size() * sizeof(T)),
+          name + ": another type than expected");
   golden_file().read(info, std::as_writable_bytes(std::span(matrix.data)));
   return matrix;
 }
@@ -87,8 +88,8 @@ Matrix<float> read_scales(const std::string& name) {
 
 /// What the published code does before it solves: dead columns, order, damping.
 struct Prepared {
-  Matrix<double> live_weights;   // dead columns are zero; original order
-  Matrix<double> damped;         // factor order
+  Matrix<double> live_weights;             // dead columns are zero; original order
+  Matrix<double> damped;                   // factor order
   std::vector<std::int32_t> factor_order;  // factor_order[a] = original column
 };
 
@@ -130,9 +131,10 @@ Layer<T> solve_by_kernels(const Solve& solve, std::int64_t panel_columns) {
     group.push_back(static_cast<std::int32_t>(column / size));
     member.push_back(static_cast<std::int32_t>(column % size));
   }
-  auto layer = test::make_layer<T>(reference::permuted_columns(prepared.live_weights, prepared.factor_order), group, member,
-                                   solve.cols / size);
-  const GridSpec spec{.bits = solve.bits, .symmetric = solve.symmetric, .clip = Clip::none, .published_symmetric = true};
+  auto layer = test::make_layer<T>(reference::permuted_columns(prepared.live_weights, prepared.factor_order), group,
+                                   member, solve.cols / size);
+  const GridSpec spec{
+      .bits = solve.bits, .symmetric = solve.symmetric, .clip = Clip::none, .published_symmetric = true};
   const bool per_channel = solve.group_size < 0;
   if (per_channel || solve.static_groups) {
     // Per-channel grids come from the weights as they are, group grids from those without dead columns.
@@ -146,7 +148,8 @@ Layer<T> solve_by_kernels(const Solve& solve, std::int64_t panel_columns) {
   }
   auto panels = test::cut_panels<T>(prepared.damped, panel_columns);
   EXPECT_EQ(test::factor_panels(cpu, panels), 0);
-  test::solve_rows(cpu, panels, layer, {.grid = spec, .dynamic_grids = !per_channel && !solve.static_groups}, 0, solve.rows);
+  test::solve_rows(cpu, panels, layer, {.grid = spec, .dynamic_grids = !per_channel && !solve.static_groups}, 0,
+                   solve.rows);
 
   std::vector<std::int32_t> back(prepared.factor_order.size());
   for (std::size_t a = 0; a < back.size(); ++a) {
@@ -166,8 +169,9 @@ std::vector<std::int32_t> trivial_g_idx(const Solve& solve) {
 
 template <class T>
 double loss_of(const Solve& solve, const Layer<T>& layer) {
-  return reference::layer_loss(read<float>(solve.layer + ".weight").as<double>(), read<double>(solve.layer + ".hessian"),
-                               layer.codes, layer.scales, layer.zeros, trivial_g_idx(solve));
+  return reference::layer_loss(read<float>(solve.layer + ".weight").as<double>(),
+                               read<double>(solve.layer + ".hessian"), layer.codes, layer.scales, layer.zeros,
+                               trivial_g_idx(solve));
 }
 
 std::int64_t rows_that_differ(const Matrix<std::uint8_t>& a, const Matrix<std::uint8_t>& b) {
@@ -201,7 +205,8 @@ std::vector<Solve> small_solves() {
 
 std::string solve_name(const ::testing::TestParamInfo<Solve>& info) {
   auto name = info.param.key();
-  std::replace_if(name.begin(), name.end(), [](unsigned char c) { return std::isalnum(c) == 0; }, '_');
+  std::replace_if(
+      name.begin(), name.end(), [](unsigned char c) { return std::isalnum(c) == 0; }, '_');
   return name;
 }
 

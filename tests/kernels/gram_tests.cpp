@@ -1,7 +1,6 @@
-#include "kernels/gram.hpp"
-
 #include <cmath>
 
+#include "kernels/gram.hpp"
 #include "tests/kernels/quant_support.hpp"
 
 namespace gptqd {
@@ -135,7 +134,8 @@ TEST(GramPanelArgs, AreRefusedWithGotAndExpected) {
   EXPECT_THAT(message_of([&] { cpu.backend->gram_panel(*cpu.stream, {.x = x.view(), .panel = other.view()}); }),
               HasSubstr("panel is F64, expected F32"));
   EXPECT_THAT(message_of([&] {
-                cpu.backend->gram_panel(*cpu.stream, {.x = x.view(), .panel = panel.view().slice_rows(0, 7).slice_cols(0, 4)});
+                cpu.backend->gram_panel(*cpu.stream,
+                                        {.x = x.view(), .panel = panel.view().slice_rows(0, 7).slice_cols(0, 4)});
               }),
               HasSubstr("panel is [7, 4], expected [8, 4]"));
 }
@@ -146,7 +146,8 @@ TYPED_TEST(GramPanel, ColumnSquareSumsAreExactSumsOfSquares) {
   std::vector<double> sums(300, 5.0);
 
   cpu.backend->column_square_sums(*cpu.stream, {.x = x.view(), .sums = view_of(sums)});
-  cpu.backend->column_square_sums(*cpu.stream, {.x = x.view().slice_rows(0, 1), .sums = view_of(sums), .accumulate = true});
+  cpu.backend->column_square_sums(*cpu.stream,
+                                  {.x = x.view().slice_rows(0, 1), .sums = view_of(sums), .accumulate = true});
   cpu.stream->synchronize();
 
   for (std::int64_t c = 0; c < 300; ++c) {

@@ -1,11 +1,10 @@
-#include "kernels/grid.hpp"
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numeric>
 
 #include "kernels/cpu/grid_search.hpp"
+#include "kernels/grid.hpp"
 #include "tests/kernels/quant_support.hpp"
 #include "tests/reference/grid.hpp"
 
@@ -22,7 +21,8 @@ using ::testing::HasSubstr;
 /// The grid of one group of weights.
 template <class T>
 reference::Grid grid_of(const GridSpec& spec, std::vector<T> weights) {
-  const auto grid = cpu::GridSearch<T>(spec).find(weights.data(), static_cast<std::int64_t>(weights.size()), nullptr, 0);
+  const auto grid =
+      cpu::GridSearch<T>(spec).find(weights.data(), static_cast<std::int64_t>(weights.size()), nullptr, 0);
   return {static_cast<double>(grid.scale), grid.zero};
 }
 
@@ -44,7 +44,11 @@ TEST_P(GridByHand, IsAsTheFormulasSay) {
 }
 
 constexpr GridSpec spec(int bits, bool symmetric, ScaleFormat format = ScaleFormat::f16, bool published = false) {
-  return {.bits = bits, .symmetric = symmetric, .clip = Clip::none, .scale_format = format, .published_symmetric = published};
+  return {.bits = bits,
+          .symmetric = symmetric,
+          .clip = Clip::none,
+          .scale_format = format,
+          .published_symmetric = published};
 }
 
 INSTANTIATE_TEST_SUITE_P(
@@ -112,7 +116,10 @@ Matrix<double> ragged_weights(std::int64_t rows, std::int64_t n, std::uint32_t s
     weights(r, (7 * r) % n) *= 6;
     for (std::int64_t c = 0; c < n; ++c) {
       auto& value = weights(r, c);
-      value = r == 1 ? 0 : r == 2 ? std::abs(value) : r == 3 ? -0.25 : static_cast<double>(to_float(to_half(static_cast<float>(value))));
+      value = r == 1   ? 0
+              : r == 2 ? std::abs(value)
+              : r == 3 ? -0.25
+                       : static_cast<double>(to_float(to_half(static_cast<float>(value))));
     }
   }
   return weights;
@@ -150,7 +157,9 @@ std::vector<T> group_weights(const Layer<T>& layer, std::int64_t r, std::int64_t
 std::string find_grids_name(const ::testing::TestParamInfo<std::tuple<int, bool, Clip>>& info) {
   const auto& [bits, symmetric, clip] = info.param;
   return fmt::format("{}bits_{}_{}", bits, symmetric ? "symmetric" : "asymmetric",
-                     clip == Clip::none ? "none" : clip == Clip::mse ? "mse" : "hessian");
+                     clip == Clip::none  ? "none"
+                     : clip == Clip::mse ? "mse"
+                                         : "hessian");
 }
 
 class FindGrids : public ::testing::TestWithParam<std::tuple<int, bool, Clip>> {
@@ -180,7 +189,9 @@ class FindGrids : public ::testing::TestWithParam<std::tuple<int, bool, Clip>> {
     std::vector<float> memory(static_cast<std::size_t>(3 * size * size), 1e6f);
     for (std::int64_t g = 0; g < 3; ++g) {
       const auto count = std::count(layer.group.begin(), layer.group.end(), g);
-      blocks.push_back(reference::random_hessian(count, 2 * count, static_cast<std::uint32_t>(g)).template as<float>().template as<double>());
+      blocks.push_back(reference::random_hessian(count, 2 * count, static_cast<std::uint32_t>(g))
+                           .template as<float>()
+                           .template as<double>());
       for (std::int64_t i = 0; i < count; ++i) {
         for (std::int64_t j = 0; j < count; ++j) {
           memory[static_cast<std::size_t>((g * size + i) * size + j)] = static_cast<float>(blocks.back()(i, j));
@@ -209,8 +220,8 @@ class FindGrids : public ::testing::TestWithParam<std::tuple<int, bool, Clip>> {
           continue;
         }
         const auto all = reference::candidates(spec, weights);
-        ASSERT_NE(std::find(all.begin(), all.end(), got), all.end()) << "row " << r << " group " << g << " scale "
-                                                                     << got.scale << " zero " << got.zero;
+        ASSERT_NE(std::find(all.begin(), all.end(), got), all.end())
+            << "row " << r << " group " << g << " scale " << got.scale << " zero " << got.zero;
         ASSERT_LE(reference::clip_error(spec, weights, got, block),
                   (1 + close) * reference::clip_error(spec, weights, best, block))
             << "row " << r << " group " << g;
@@ -243,7 +254,9 @@ TEST(FindGridsOverChunks, MatchesReferenceForGroupsOfThousands) {
     const std::vector<float> row(weights.view().row(r), weights.view().row(r) + weights.cols);
     const auto got = grid_of(spec, row);
     const auto best = reference::find_grid(spec, row);
-    EXPECT_LE(reference::clip_error(spec, row, got, nullptr), (1 + 3e-6) * reference::clip_error(spec, row, best, nullptr)) << r;
+    EXPECT_LE(reference::clip_error(spec, row, got, nullptr),
+              (1 + 3e-6) * reference::clip_error(spec, row, best, nullptr))
+        << r;
   }
 }
 
@@ -289,6 +302,20 @@ TEST(FindGridsBits, DoNotDependOnTheNumberOfThreadsNorOnWhichRowsCome) {
     EXPECT_EQ(layer.scales, expected.scales);
     EXPECT_EQ(layer.zeros, expected.zeros);
   }
+}
+
+TEST(FindGridsArgs, WithoutMembersMeanAscendingColumns) {
+  Cpu cpu;
+  const GridSpec spec{.bits = 3, .clip = Clip::none};
+  auto expected = scattered_layer<float>(6, 30, 7);
+  test::find_layer_grids(cpu, expected, spec);
+  auto layer = scattered_layer<float>(6, 30, 7);
+  layer.member.clear();
+
+  test::find_layer_grids(cpu, layer, spec);
+
+  EXPECT_EQ(layer.scales, expected.scales);
+  EXPECT_EQ(layer.zeros, expected.zeros);
 }
 
 TEST(FindGridsArgs, AreRefusedWithGotAndExpected) {

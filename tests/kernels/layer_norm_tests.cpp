@@ -1,7 +1,6 @@
-#include "kernels/layer_norm.hpp"
-
 #include <cmath>
 
+#include "kernels/layer_norm.hpp"
 #include "tests/kernels/device_tensors.hpp"
 #include "tests/reference/forward.hpp"
 
@@ -19,14 +18,15 @@ class LayerNorm : public OnDevice {
     const auto w = upload(weight);
     const auto b = upload(bias);
     const auto to = unset(x.rows, x.cols, gap);
-    backend->layer_norm(*stream, {.x = from.view, .weight = flat(w), .bias = flat(b), .epsilon = epsilon, .y = to.view});
+    backend->layer_norm(*stream,
+                        {.x = from.view, .weight = flat(w), .bias = flat(b), .epsilon = epsilon, .y = to.view});
     return download(to);
   }
 };
 
 TEST_P(LayerNorm, MatchesReferenceAtOddSizes) {
-  for (const auto& [tokens, d] :
-       std::vector<std::array<std::int64_t, 2>>{{1, 1}, {3, 15}, {2, 16}, {2, 17}, {63, 64}, {5, 257}, {700, 65}, {1, 40000}}) {
+  for (const auto& [tokens, d] : std::vector<std::array<std::int64_t, 2>>{
+           {1, 1}, {3, 15}, {2, 16}, {2, 17}, {63, 64}, {5, 257}, {700, 65}, {1, 40000}}) {
     const auto x = normal(tokens, d, 4, 3.0);
     const auto weight = normal(1, d, 5).data;
     const auto bias = normal(1, d, 6).data;
@@ -93,14 +93,17 @@ TEST_P(LayerNorm, RefusesWhatDoesNotFit) {
               }),
               AllOf(HasSubstr("layer_norm: weight is [3]"), HasSubstr("expected [4]")));
   EXPECT_THAT(error_message([&] {
-                backend->layer_norm(*stream, {.x = x.view, .weight = flat(four), .bias = flat(four), .epsilon = -1.0f, .y = y.view});
+                backend->layer_norm(
+                    *stream, {.x = x.view, .weight = flat(four), .bias = flat(four), .epsilon = -1.0f, .y = y.view});
               }),
               HasSubstr("epsilon = -1"));
-  EXPECT_THAT(error_message([&] {
-                backend->layer_norm(*stream, {.x = x.view.slice_cols(0, 3), .weight = flat(three), .bias = flat(three),
-                                              .y = x.view.slice_cols(1, 3)});
-              }),
-              HasSubstr("overlaps"));
+  EXPECT_THAT(
+      error_message([&] {
+        backend->layer_norm(
+            *stream,
+            {.x = x.view.slice_cols(0, 3), .weight = flat(three), .bias = flat(three), .y = x.view.slice_cols(1, 3)});
+      }),
+      HasSubstr("overlaps"));
 }
 
 INSTANTIATE_TEST_SUITE_P(, LayerNorm, ::testing::ValuesIn(available_devices()), device_name);

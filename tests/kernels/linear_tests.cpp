@@ -1,7 +1,6 @@
-#include "kernels/linear.hpp"
-
 #include <cmath>
 
+#include "kernels/linear.hpp"
 #include "tests/kernels/device_tensors.hpp"
 #include "tests/reference/forward.hpp"
 
@@ -43,8 +42,12 @@ class Linear : public OnDevice {
     const auto weight = upload(p.weight, options.gap);
     const auto bias = upload(p.bias);
     const auto y = upload(before, options.gap);
-    LinearArgs args{.x = x.view, .weight = weight.view, .bias = std::nullopt, .y = y.view,
-                    .activation = options.activation, .accumulate = options.accumulate};
+    LinearArgs args{.x = x.view,
+                    .weight = weight.view,
+                    .bias = std::nullopt,
+                    .y = y.view,
+                    .activation = options.activation,
+                    .accumulate = options.accumulate};
     if (options.bias) {
       args.bias = flat(bias);
     }
@@ -57,8 +60,14 @@ class Linear : public OnDevice {
 };
 
 TEST_P(Linear, MatchesReferenceAtOddSizes) {
-  for (const auto& [tokens, in, out] : std::vector<std::array<std::int64_t, 3>>{
-           {1, 1, 1}, {1, 64, 63}, {63, 65, 1}, {64, 1, 65}, {65, 257, 64}, {257, 63, 289}, {513, 17, 577}, {1025, 5, 3}}) {
+  for (const auto& [tokens, in, out] : std::vector<std::array<std::int64_t, 3>>{{1, 1, 1},
+                                                                                {1, 64, 63},
+                                                                                {63, 65, 1},
+                                                                                {64, 1, 65},
+                                                                                {65, 257, 64},
+                                                                                {257, 63, 289},
+                                                                                {513, 17, 577},
+                                                                                {1025, 5, 3}}) {
     const auto p = problem(tokens, in, out);
 
     const auto got = run(p, {});
@@ -162,8 +171,9 @@ TEST_P(Linear, RefusesWhatDoesNotFit) {
   const auto x = upload(normal(2, 4, 1));
   const auto weight = upload(normal(3, 5, 1));
   const auto y = upload(normal(2, 3, 1));
-  EXPECT_THAT(error_message([&] { backend->linear(*stream, {.x = x.view, .weight = weight.view, .bias = {}, .y = y.view}); }),
-              AllOf(HasSubstr("linear"), HasSubstr("weight is [3, 5]"), HasSubstr("expected [3, 4]")));
+  EXPECT_THAT(
+      error_message([&] { backend->linear(*stream, {.x = x.view, .weight = weight.view, .bias = {}, .y = y.view}); }),
+      AllOf(HasSubstr("linear"), HasSubstr("weight is [3, 5]"), HasSubstr("expected [3, 4]")));
   const auto fitting = upload(normal(3, 4, 1));
   const auto bias = upload(std::vector<float>{1, 2});
   EXPECT_THAT(error_message([&] {
@@ -171,30 +181,35 @@ TEST_P(Linear, RefusesWhatDoesNotFit) {
               }),
               AllOf(HasSubstr("bias is [2]"), HasSubstr("expected [3]")));
   EXPECT_THAT(error_message([&] {
-                backend->linear(*stream, {.x = x.view, .weight = fitting.view, .bias = {}, .y = y.view,
-                                          .activation = Activation::relu, .accumulate = true});
+                backend->linear(*stream, {.x = x.view,
+                                          .weight = fitting.view,
+                                          .bias = {},
+                                          .y = y.view,
+                                          .activation = Activation::relu,
+                                          .accumulate = true});
               }),
               HasSubstr("accumulate"));
   const auto square = upload(normal(4, 4, 1));
-  EXPECT_THAT(error_message([&] {
-                backend->linear(*stream, {.x = x.view, .weight = square.view, .bias = {}, .y = x.view});
-              }),
-              HasSubstr("y [2, 4] overlaps x [2, 4]"));
+  EXPECT_THAT(
+      error_message([&] { backend->linear(*stream, {.x = x.view, .weight = square.view, .bias = {}, .y = x.view}); }),
+      HasSubstr("y [2, 4] overlaps x [2, 4]"));
 }
 
 TEST_P(Linear, RefusesOtherElementTypes) {
   const auto half = backend->allocate(1024);
   const auto view = [&](std::int64_t offset, Shape<2> shape) { return half.any_view<2>(DType::f16, shape, offset); };
   EXPECT_THAT(error_message([&] {
-                backend->linear(*stream, {.x = view(0, {2, 4}), .weight = view(256, {3, 4}), .bias = {},
+                backend->linear(*stream, {.x = view(0, {2, 4}),
+                                          .weight = view(256, {3, 4}),
+                                          .bias = {},
                                           .y = half.any_view<2>(DType::f32, {2, 3}, 512)});
               }),
               AllOf(HasSubstr("y is F32"), HasSubstr("expected F16")));
   const DType compute = backend->compute_dtype(DType::f16);
   if (compute != DType::f16) {
     EXPECT_THAT(error_message([&] {
-                  backend->linear(*stream, {.x = view(0, {2, 4}), .weight = view(256, {3, 4}), .bias = {},
-                                            .y = view(512, {2, 3})});
+                  backend->linear(
+                      *stream, {.x = view(0, {2, 4}), .weight = view(256, {3, 4}), .bias = {}, .y = view(512, {2, 3})});
                 }),
                 AllOf(HasSubstr("got F16"), HasSubstr("convert first")));
   }

@@ -1,5 +1,4 @@
 #include "kernels/obq.hpp"
-
 #include "tests/kernels/quant_support.hpp"
 #include "tests/reference/factor.hpp"
 #include "tests/reference/grid.hpp"
@@ -110,8 +109,7 @@ TEST(ObqArgs, RefuseLayersThatAreTooWide) {
   const Matrix<double> inverse(1025, 1025);
   auto layer = test::make_layer<float>(Matrix<double>(1, 1025), std::vector<std::int32_t>(1025),
                                        std::vector<std::int32_t>(1025), 1);
-  EXPECT_THAT(message_of([&] { run_obq(cpu, inverse, layer, 4); }),
-              HasSubstr("1025 columns, expected at most 1024"));
+  EXPECT_THAT(message_of([&] { run_obq(cpu, inverse, layer, 4); }), HasSubstr("1025 columns, expected at most 1024"));
 }
 
 }  // namespace

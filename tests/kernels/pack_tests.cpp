@@ -1,9 +1,8 @@
-#include "kernels/pack.hpp"
-
 #include <cmath>
 #include <numeric>
 #include <random>
 
+#include "kernels/pack.hpp"
 #include "tests/kernels/quant_support.hpp"
 #include "tests/reference/pack.hpp"
 
@@ -32,10 +31,11 @@ Matrix<std::uint8_t> random_codes(std::int64_t rows, std::int64_t n, int bits, s
   return codes;
 }
 
-Matrix<std::uint32_t> pack(Cpu& cpu, const Matrix<std::uint8_t>& codes, const std::vector<std::int32_t>& position, int bits) {
+Matrix<std::uint32_t> pack(Cpu& cpu, const Matrix<std::uint8_t>& codes, const std::vector<std::int32_t>& position,
+                           int bits) {
   Matrix<std::uint32_t> packed(codes.rows, codes.cols * bits / 32, 0xdeadbeefu);
-  cpu.backend->pack_rows(
-      *cpu.stream, {.bits = bits, .codes = codes.view(), .position = view_of(position), .packed = packed.view()});
+  cpu.backend->pack_rows(*cpu.stream,
+                         {.bits = bits, .codes = codes.view(), .position = view_of(position), .packed = packed.view()});
   cpu.stream->synchronize();
   return packed;
 }
@@ -98,7 +98,8 @@ TEST(PackRows, RefusesOtherWidths) {
               HasSubstr("bits = 5, expected 2, 3, 4 or 8"));
 }
 
-/// x rounded to nearest even with `bits` significant bits; below 2^lowest with constant spacing; infinity above `largest`.
+/// x rounded to nearest even with `bits` significant bits; below 2^lowest with constant spacing; infinity above
+/// `largest`.
 double rounded(double x, int bits, int lowest, double largest) {
   if (x == 0) {
     return 0;

@@ -18,8 +18,7 @@ using reference::Matrix;
 
 /// A CPU backend and one stream on it.
 struct Cpu {
-  explicit Cpu(int threads = 2)
-      : backend(make_cpu_backend({.threads = threads})), stream(backend->create_stream()) {}
+  explicit Cpu(int threads = 2) : backend(make_cpu_backend({.threads = threads})), stream(backend->create_stream()) {}
   std::unique_ptr<Backend> backend;
   std::unique_ptr<Stream> stream;
 };
@@ -135,21 +134,20 @@ template <class T>
 void solve_rows(Cpu& cpu, const std::vector<Panel<T>>& panels, Layer<T>& layer, const SolveSettings& settings,
                 std::int64_t first_row, std::int64_t rows) {
   for (auto panel = panels.rbegin(); panel != panels.rend(); ++panel) {
-    cpu.backend->solve_panel(
-        *cpu.stream, {.grid = settings.grid,
-                      .dynamic_grids = settings.dynamic_grids,
-                      .block = settings.block,
-                      .first = panel->first,
-                      .factor = panel->values.view(),
-                      .weights = std::as_const(layer.weights).view().slice_rows(first_row, rows),
-                      .delta = layer.delta.view().slice_rows(first_row, rows),
-                      .codes = layer.codes.view().slice_rows(first_row, rows),
-                      .group = view_of(std::as_const(layer.group)),
-                      .member = view_of(std::as_const(layer.member)),
-                      .scales = layer.scales.view().slice_rows(first_row, rows),
-                      .zeros = layer.zeros.view().slice_rows(first_row, rows),
-                      .row_loss = view_of(layer.row_loss).slice_rows(first_row, rows),
-                      .row_tile = settings.row_tile});
+    cpu.backend->solve_panel(*cpu.stream, {.grid = settings.grid,
+                                           .dynamic_grids = settings.dynamic_grids,
+                                           .block = settings.block,
+                                           .first = panel->first,
+                                           .factor = panel->values.view(),
+                                           .weights = std::as_const(layer.weights).view().slice_rows(first_row, rows),
+                                           .delta = layer.delta.view().slice_rows(first_row, rows),
+                                           .codes = layer.codes.view().slice_rows(first_row, rows),
+                                           .group = view_of(std::as_const(layer.group)),
+                                           .member = view_of(std::as_const(layer.member)),
+                                           .scales = layer.scales.view().slice_rows(first_row, rows),
+                                           .zeros = layer.zeros.view().slice_rows(first_row, rows),
+                                           .row_loss = view_of(layer.row_loss).slice_rows(first_row, rows),
+                                           .row_tile = settings.row_tile});
   }
   cpu.stream->synchronize();
 }

@@ -1,9 +1,8 @@
-#include "kernels/solve.hpp"
-
 #include <algorithm>
 #include <cmath>
 #include <numeric>
 
+#include "kernels/solve.hpp"
 #include "tests/kernels/quant_support.hpp"
 #include "tests/reference/factor.hpp"
 #include "tests/reference/gptq.hpp"
@@ -27,7 +26,8 @@ using test::view_of;
 using ::testing::HasSubstr;
 
 /// Groups of `size` columns, dealt out like cards: what act-order with static groups looks like.
-void scatter_groups(std::int64_t n, std::int64_t size, std::vector<std::int32_t>& group, std::vector<std::int32_t>& member) {
+void scatter_groups(std::int64_t n, std::int64_t size, std::vector<std::int32_t>& group,
+                    std::vector<std::int32_t>& member) {
   group.resize(static_cast<std::size_t>(n));
   member.resize(static_cast<std::size_t>(n));
   const auto groups = (n + size - 1) / size;
@@ -100,8 +100,8 @@ TEST_P(SolveShapes, InDoublePrecisionMatchReferenceExactly) {
 
   auto scales = layer.scales;
   auto zeros = layer.zeros;
-  const auto expected = reference::solve(*reference::cholesky(h), weights, settings.grid, layer.group, layer.member, dynamic,
-                                         scales, zeros);
+  const auto expected = reference::solve(*reference::cholesky(h), weights, settings.grid, layer.group, layer.member,
+                                         dynamic, scales, zeros);
   EXPECT_EQ(layer.codes, expected.codes);
   EXPECT_EQ(layer.scales, scales);
   EXPECT_EQ(layer.zeros, zeros);
@@ -122,13 +122,15 @@ TEST_P(SolveShapes, InSinglePrecisionHaveTheLossOfDoublePrecision) {
   const SolveSettings settings{.grid = {.bits = bits, .symmetric = symmetric, .clip = Clip::none},
                                .dynamic_grids = dynamic,
                                .block = shape.block};
-  const auto exact = solved(cpu, factored<double>(cpu, h, shape.width), weights.as<float>().as<double>(), shape.group, settings);
+  const auto exact =
+      solved(cpu, factored<double>(cpu, h, shape.width), weights.as<float>().as<double>(), shape.group, settings);
 
   const auto layer = solved(cpu, factored<float>(cpu, h, shape.width), weights, shape.group, settings);
 
   std::int64_t rows_that_differ = 0;
   for (std::int64_t r = 0; r < shape.rows; ++r) {
-    rows_that_differ += !std::equal(layer.codes.view().row(r), layer.codes.view().row(r) + shape.n, exact.codes.view().row(r));
+    rows_that_differ +=
+        !std::equal(layer.codes.view().row(r), layer.codes.view().row(r) + shape.n, exact.codes.view().row(r));
   }
   EXPECT_LE(rows_that_differ, shape.rows / 10);
   const double loss = std::accumulate(layer.row_loss.begin(), layer.row_loss.end(), 0.0);
@@ -263,7 +265,9 @@ TYPED_TEST(SolveBits, WeightedNormsAreTheUndampedLoss) {
     for (std::int64_t c = 0; c < n; ++c) {
       loss += weighted(r, c) * delta(r, c);
     }
-    EXPECT_NEAR(norms[static_cast<std::size_t>(r)] - 100, loss, (std::is_same_v<TypeParam, float> ? 1e-5 : 1e-10) * loss) << r;
+    EXPECT_NEAR(norms[static_cast<std::size_t>(r)] - 100, loss,
+                (std::is_same_v<TypeParam, float> ? 1e-5 : 1e-10) * loss)
+        << r;
   }
 }
 

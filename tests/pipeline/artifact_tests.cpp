@@ -1,10 +1,9 @@
-#include "pipeline/artifact.hpp"
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "gptq/quant_spec.hpp"
 #include "io/json_file.hpp"
+#include "pipeline/artifact.hpp"
 #include "pipeline/family.hpp"
 #include "pipeline/fingerprint.hpp"
 #include "tests/pipeline/error_of.hpp"
@@ -48,7 +47,8 @@ TEST(QuantizationConfig, SymmetricStaticIsTheFormatThatEveryEngineReads) {
 }
 
 TEST(QuantizationConfig, AsymmetricZerosNeedTheSecondFormat) {
-  const auto config = quantization_config(fingerprint_of({.bits = 3, .group_size = -1, .symmetric = false}, false), opt_pre());
+  const auto config =
+      quantization_config(fingerprint_of({.bits = 3, .group_size = -1, .symmetric = false}, false), opt_pre());
 
   EXPECT_EQ(config.at("checkpoint_format"), "gptq_v2");
   EXPECT_EQ(config.at("sym"), false);
@@ -68,16 +68,20 @@ TEST(QuantizationConfig, OnlyDynamicActOrderSetsDescAct) {
 TEST(QuantizationConfig, ListsTheModulesOfABlockByTheirSharedInputs) {
   const auto config = quantization_config(fingerprint_of({}), opt_pre());
 
-  EXPECT_EQ(config.at("modules_in_block_to_quantize"),
-            nlohmann::json::parse(R"([["self_attn.q_proj","self_attn.k_proj","self_attn.v_proj"],["self_attn.out_proj"],["fc1"],["fc2"]])"));
+  EXPECT_EQ(
+      config.at("modules_in_block_to_quantize"),
+      nlohmann::json::parse(
+          R"([["self_attn.q_proj","self_attn.k_proj","self_attn.v_proj"],["self_attn.out_proj"],["fc1"],["fc2"]])"));
 }
 
 TEST(QuantizedModules, AreTheLinearsOfEveryBlock) {
   const auto modules = quantized_modules(opt_pre());
 
   ASSERT_EQ(modules.size(), 3u);
-  EXPECT_THAT(modules[2], ::testing::ElementsAre("model.decoder.layers.2.self_attn.q_proj", "model.decoder.layers.2.self_attn.k_proj", "model.decoder.layers.2.self_attn.v_proj",
-                                                 "model.decoder.layers.2.self_attn.out_proj", "model.decoder.layers.2.fc1", "model.decoder.layers.2.fc2"));
+  EXPECT_THAT(modules[2], ::testing::ElementsAre(
+                              "model.decoder.layers.2.self_attn.q_proj", "model.decoder.layers.2.self_attn.k_proj",
+                              "model.decoder.layers.2.self_attn.v_proj", "model.decoder.layers.2.self_attn.out_proj",
+                              "model.decoder.layers.2.fc1", "model.decoder.layers.2.fc2"));
 }
 
 TEST(ReadShard, RefusesAShardOfAnotherRunWithBothFingerprints) {

@@ -1,7 +1,7 @@
-#include "pipeline/fingerprint.hpp"
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+
+#include "pipeline/fingerprint.hpp"
 
 namespace gptqd::pipeline {
 namespace {
@@ -10,7 +10,9 @@ using ::testing::ElementsAre;
 using ::testing::IsEmpty;
 using ::testing::UnorderedElementsAre;
 
-const nlohmann::json fingerprint = {{"model", {{"files", {{{"name", "a"}, {"bytes", 3}}}}}}, {"spec", {{"bits", 4}, {"damping", 0.01}}}, {"calibration", nullptr}};
+const nlohmann::json fingerprint = {{"model", {{"files", {{{"name", "a"}, {"bytes", 3}}}}}},
+                                    {"spec", {{"bits", 4}, {"damping", 0.01}}},
+                                    {"calibration", nullptr}};
 
 TEST(Fingerprint, EqualOnesHaveNoDifferencesAndOneHash) {
   const auto again = nlohmann::json::parse(fingerprint.dump());
@@ -21,11 +23,13 @@ TEST(Fingerprint, EqualOnesHaveNoDifferencesAndOneHash) {
 }
 
 TEST(Fingerprint, TheHashDoesNotDependOnTheOrderOfKeys) {
-  EXPECT_EQ(fingerprint_hash(nlohmann::json::parse(R"({"a":1,"b":2})")), fingerprint_hash(nlohmann::json::parse(R"({"b":2,"a":1})")));
+  EXPECT_EQ(fingerprint_hash(nlohmann::json::parse(R"({"a":1,"b":2})")),
+            fingerprint_hash(nlohmann::json::parse(R"({"b":2,"a":1})")));
 }
 
 TEST(Fingerprint, EveryValueCounts) {
-  for (const char* pointer : {"/model/files/0/name", "/model/files/0/bytes", "/spec/bits", "/spec/damping", "/calibration"}) {
+  for (const char* pointer :
+       {"/model/files/0/name", "/model/files/0/bytes", "/spec/bits", "/spec/damping", "/calibration"}) {
     auto other = fingerprint;
     other[nlohmann::json::json_pointer(pointer)] = 17;
     EXPECT_NE(fingerprint_hash(other), fingerprint_hash(fingerprint)) << pointer;
@@ -45,7 +49,8 @@ TEST(Fingerprint, AFieldOfOneSideAloneIsADifference) {
   here["spec"].erase("damping");
   here["spec"]["clip"] = "mse";
 
-  EXPECT_THAT(fingerprint_differences(fingerprint, here), UnorderedElementsAre("spec.damping: 0.01 there, nothing here", "spec.clip: nothing there, \"mse\" here"));
+  EXPECT_THAT(fingerprint_differences(fingerprint, here),
+              UnorderedElementsAre("spec.damping: 0.01 there, nothing here", "spec.clip: nothing there, \"mse\" here"));
 }
 
 }  // namespace

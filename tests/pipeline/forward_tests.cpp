@@ -39,7 +39,8 @@ std::vector<float> download(Backend& backend, Stream& stream, ConstAnyView<2> vi
   return host;
 }
 
-BlockWeights load_block(Backend& backend, Stream& stream, const io::CheckpointReader& tensors, const ModelSpec& model, const BlockSpec& block) {
+BlockWeights load_block(Backend& backend, Stream& stream, const io::CheckpointReader& tensors, const ModelSpec& model,
+                        const BlockSpec& block) {
   const auto host = read_host_block(tensors, block, {}, [] {});
   const Buffer raw = backend.allocate(std::ssize(host.data));
   backend.copy_to_device(stream, raw.data(), host.data.data(), raw.bytes());
@@ -48,7 +49,8 @@ BlockWeights load_block(Backend& backend, Stream& stream, const io::CheckpointRe
   return weights;
 }
 
-Trace run_model(const std::filesystem::path& folder, const std::vector<std::int32_t>& ids, std::int64_t seqlen, const std::string& config = "config.json", int threads = 2) {
+Trace run_model(const std::filesystem::path& folder, const std::vector<std::int32_t>& ids, std::int64_t seqlen,
+                const std::string& config = "config.json", int threads = 2) {
   const auto tensors = io::CheckpointReader::open(folder);
   const auto model = describe_model(io::read_json(folder / config), *tensors);
   const auto backend = make_cpu_backend({.threads = threads});
@@ -97,7 +99,8 @@ Trace run_model(const std::filesystem::path& folder, const std::vector<std::int3
   const Buffer device_targets = backend->allocate(tokens * size_of(DType::i32));
   backend->copy_to_device(*stream, device_targets.data(), targets.data(), device_targets.bytes());
   const Buffer nll = backend->allocate(tokens * size_of(DType::f64));
-  head.cross_entropy(hidden_copy.any_view<2>(dtype, {tokens, model.hidden}), device_targets.view<std::int32_t, 1>({tokens}), nll.view<double, 1>({tokens}));
+  head.cross_entropy(hidden_copy.any_view<2>(dtype, {tokens, model.hidden}),
+                     device_targets.view<std::int32_t, 1>({tokens}), nll.view<double, 1>({tokens}));
   std::vector<double> losses(static_cast<std::size_t>(tokens));
   backend->copy_to_host(*stream, losses.data(), nll.data(), nll.bytes());
 
@@ -232,7 +235,8 @@ TEST_P(Forward, BitsDoNotDependOnTheNumberOfThreads) {
   EXPECT_EQ(one.nll, three.nll);
 }
 
-INSTANTIATE_TEST_SUITE_P(Opt, Forward, ::testing::Values("opt-pre", "opt-post"), [](const auto& info) { return info.param == "opt-pre" ? "pre_norm" : "post_norm"; });
+INSTANTIATE_TEST_SUITE_P(Opt, Forward, ::testing::Values("opt-pre", "opt-post"),
+                         [](const auto& info) { return info.param == "opt-pre" ? "pre_norm" : "post_norm"; });
 
 TEST(ForwardOfOlderFiles, NamesWithoutModelGiveTheSame) {
   const auto folder = source_path("tests/golden/models/opt-post");

@@ -1,5 +1,3 @@
-#include "pipeline/host_block.hpp"
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -9,6 +7,7 @@
 #include "io/json_file.hpp"
 #include "pipeline/block_weights.hpp"
 #include "pipeline/family.hpp"
+#include "pipeline/host_block.hpp"
 #include "tests/pipeline/error_of.hpp"
 #include "tests/support/host_model.hpp"
 #include "tests/support/paths.hpp"
@@ -58,7 +57,8 @@ TEST(HostBlock, HoldsTheBlocksTensorsAsTheFilesDo) {
     EXPECT_EQ(tensor.dtype, expected.dtype);
     EXPECT_EQ(tensor.shape, expected.shape);
     ASSERT_EQ(tensor.bytes(), std::ssize(expected.data));
-    EXPECT_EQ(std::memcmp(block.data.data() + tensor.offset, expected.data.data(), expected.data.size()), 0) << tensor.name;
+    EXPECT_EQ(std::memcmp(block.data.data() + tensor.offset, expected.data.data(), expected.data.size()), 0)
+        << tensor.name;
   }
   EXPECT_EQ(std::ssize(block.data), end);
 }
@@ -89,11 +89,12 @@ struct Damage {
 TEST(HostBlock, AWeightThatIsNotFiniteIsNamedWithRowAndColumn) {
   constexpr float nan = std::numeric_limits<float>::quiet_NaN();
   constexpr float infinity = std::numeric_limits<float>::infinity();
-  const std::vector<Damage> damages{{"model.decoder.layers.0.fc1.weight", 0, 0, 48, nan},
-                                    {"model.decoder.layers.0.fc1.weight", 111, 47, 48, infinity},
-                                    {"model.decoder.layers.0.fc2.weight", 40, 7, 112, -infinity},  // element 4487, beyond the first 4096
-                                    {"model.decoder.layers.0.fc2.bias", 0, 13, 48, nan},
-                                    {"model.decoder.layers.0.final_layer_norm.weight", 0, 47, 48, infinity}};
+  const std::vector<Damage> damages{
+      {"model.decoder.layers.0.fc1.weight", 0, 0, 48, nan},
+      {"model.decoder.layers.0.fc1.weight", 111, 47, 48, infinity},
+      {"model.decoder.layers.0.fc2.weight", 40, 7, 112, -infinity},  // element 4487, beyond the first 4096
+      {"model.decoder.layers.0.fc2.bias", 0, 13, 48, nan},
+      {"model.decoder.layers.0.final_layer_norm.weight", 0, 47, 48, infinity}};
   for (const auto dtype : {DType::f16, DType::bf16, DType::f32}) {
     for (const auto& damage : damages) {
       const TemporaryFolder folder;
@@ -108,15 +109,20 @@ TEST(HostBlock, AWeightThatIsNotFiniteIsNamedWithRowAndColumn) {
       const Error error = error_of([&] { read_host_block(*source.tensors, source.model.blocks[0], {}, [] {}); });
 
       EXPECT_EQ(error.kind(), ErrorKind::input);
-      EXPECT_THAT(error.message(), AllOf(HasSubstr(damage.tensor + " "), HasSubstr(fmt::format("row {}, column {};", damage.row, damage.column))));
+      EXPECT_THAT(error.message(), AllOf(HasSubstr(damage.tensor + " "),
+                                         HasSubstr(fmt::format("row {}, column {};", damage.row, damage.column))));
       EXPECT_NO_THROW(read_host_block(*source.tensors, source.model.blocks[1], {}, [] {}));
     }
   }
 }
 
 TEST(HostBlock, TheLargestFiniteNumbersPass) {
-  for (const auto& [dtype, largest] : {std::pair(DType::f16, 65504.0f), std::pair(DType::f32, std::numeric_limits<float>::max())}) {
-    gptqd::test::HostTensor tensor{.name = "w", .dtype = dtype, .shape = {1, 4}, .data = std::vector<std::byte>(static_cast<std::size_t>(4 * size_of(dtype)))};
+  for (const auto& [dtype, largest] :
+       {std::pair(DType::f16, 65504.0f), std::pair(DType::f32, std::numeric_limits<float>::max())}) {
+    gptqd::test::HostTensor tensor{.name = "w",
+                                   .dtype = dtype,
+                                   .shape = {1, 4},
+                                   .data = std::vector<std::byte>(static_cast<std::size_t>(4 * size_of(dtype)))};
     tensor.set(2, largest);
     tensor.set(3, -largest);
     EXPECT_NO_THROW(require_finite("w", dtype, tensor.shape, tensor.data));
@@ -159,9 +165,12 @@ TEST(HostBlock, APackedLinearTakesTheFloatWeightsPlaceAndBecomesItsDequantizedWe
   for (const bool shuffled : {false, true}) {
     const auto packed = packed_fc1(spec.mlp_in, shuffled);
     const auto block = read_host_block(
-        *source.tensors, spec, [&](const std::string& module) { return module == packed.name ? std::optional(packed) : std::nullopt; }, [] {});
+        *source.tensors, spec,
+        [&](const std::string& module) { return module == packed.name ? std::optional(packed) : std::nullopt; }, [] {});
     EXPECT_EQ(find(block.tensors, packed.name + ".packed").shape, (std::vector<std::int64_t>{112, 48 * 4 / 32}));
-    EXPECT_EQ(std::count_if(block.tensors.begin(), block.tensors.end(), [&](const auto& tensor) { return tensor.name == packed.name + ".weight"; }), 0);
+    EXPECT_EQ(std::count_if(block.tensors.begin(), block.tensors.end(),
+                            [&](const auto& tensor) { return tensor.name == packed.name + ".weight"; }),
+              0);
 
     const auto backend = make_cpu_backend({.threads = 2});
     const auto stream = backend->create_stream();
@@ -177,7 +186,8 @@ TEST(HostBlock, APackedLinearTakesTheFloatWeightsPlaceAndBecomesItsDequantizedWe
         const auto group = (shuffled ? spec.mlp_in.cols - 1 - c : c) / 16;
         const auto steps = static_cast<float>((r + 3 * c) % 16 - (group + 1));
         // Exact: few bits, far from the ends of the range.
-        ASSERT_EQ(view(r, c), std::ldexp(static_cast<float>(r + 1), static_cast<int>(-group - 4)) * steps) << r << ", " << c;
+        ASSERT_EQ(view(r, c), std::ldexp(static_cast<float>(r + 1), static_cast<int>(-group - 4)) * steps)
+            << r << ", " << c;
       }
     }
     EXPECT_TRUE(linear.bias_view().has_value());
@@ -193,7 +203,8 @@ TEST(HostBlock, APackedLinearOfAnotherShapeIsRefusedByName) {
 
   const Error error = error_of([&] {
     read_host_block(
-        *source.tensors, spec, [&](const std::string& module) { return module == packed.name ? std::optional(packed) : std::nullopt; }, [] {});
+        *source.tensors, spec,
+        [&](const std::string& module) { return module == packed.name ? std::optional(packed) : std::nullopt; }, [] {});
   });
 
   EXPECT_EQ(error.kind(), ErrorKind::input);

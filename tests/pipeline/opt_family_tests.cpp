@@ -70,7 +70,8 @@ TEST(OptFamily, ABlockOfThePreNormModel) {
   EXPECT_EQ(block.activation, Activation::relu);
   const auto linears = block.linears();
   ASSERT_EQ(linears.size(), 6u);
-  const std::vector<std::string> names{"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "fc1", "fc2"};
+  const std::vector<std::string> names{
+      "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "fc1", "fc2"};
   for (std::size_t i = 0; i < names.size(); ++i) {
     EXPECT_EQ(linears[i].module, block.prefix + names[i]);
     EXPECT_TRUE(linears[i].bias);
@@ -181,7 +182,9 @@ HostModel& set(HostModel& model, const char* key, const nlohmann::json& value) {
 
 const std::vector<Refusal> refusals{
     {"gelu", [](HostModel& m) { set(m, "activation_function", "gelu"); }, {"activation_function", "gelu", "relu"}},
-    {"norms_without_weights", [](HostModel& m) { set(m, "layer_norm_elementwise_affine", false); }, {"layer_norm_elementwise_affine"}},
+    {"norms_without_weights",
+     [](HostModel& m) { set(m, "layer_norm_elementwise_affine", false); },
+     {"layer_norm_elementwise_affine"}},
     {"llama", [](HostModel& m) { set(m, "model_type", "llama"); }, {"llama", "opt"}},
     {"unknown_model_type", [](HostModel& m) { set(m, "model_type", "brontosaurus"); }, {"brontosaurus", "opt"}},
     {"no_model_type", [](HostModel& m) { m.config.erase("model_type"); }, {"config.json", "model_type"}},
@@ -193,13 +196,28 @@ const std::vector<Refusal> refusals{
     {"heads_that_do_not_divide", [](HostModel& m) { set(m, "num_attention_heads", 5); }, {"num_attention_heads 5"}},
     {"negative_heads", [](HostModel& m) { set(m, "num_attention_heads", -4); }, {"num_attention_heads -4"}},
     {"more_blocks_than_the_files_have", [](HostModel& m) { set(m, "num_hidden_layers", 4); }, {"layers.3."}},
-    {"other_vocabulary", [](HostModel& m) { set(m, "vocab_size", 161); }, {"embed_tokens.weight", "[160, 48]", "[161, 48]"}},
+    {"other_vocabulary",
+     [](HostModel& m) { set(m, "vocab_size", 161); },
+     {"embed_tokens.weight", "[160, 48]", "[161, 48]"}},
     {"other_width", [](HostModel& m) { set(m, "ffn_dim", 96); }, {"fc1", "[112, 48]", "[96, 48]"}},
-    {"other_number_of_positions", [](HostModel& m) { set(m, "max_position_embeddings", 65); }, {"embed_positions.weight", "[66, 48]", "[67, 48]"}},
-    {"missing_tensor", [](HostModel& m) { m.remove("model.decoder.layers.1.fc2.weight"); }, {"model.decoder.layers.1.fc2.weight"}},
-    {"missing_bias", [](HostModel& m) { m.remove("model.decoder.layers.2.fc1.bias"); }, {"model.decoder.layers.2.fc1.bias"}},
-    {"missing_norm", [](HostModel& m) { m.remove("model.decoder.final_layer_norm.weight"); }, {"model.decoder.final_layer_norm.weight"}},
-    {"no_tensors_of_the_family", [](HostModel& m) { m.tensors.erase(m.tensors.begin() + 1, m.tensors.end()); m.tensors.front().name = "x"; }, {"embed_tokens.weight"}},
+    {"other_number_of_positions",
+     [](HostModel& m) { set(m, "max_position_embeddings", 65); },
+     {"embed_positions.weight", "[66, 48]", "[67, 48]"}},
+    {"missing_tensor",
+     [](HostModel& m) { m.remove("model.decoder.layers.1.fc2.weight"); },
+     {"model.decoder.layers.1.fc2.weight"}},
+    {"missing_bias",
+     [](HostModel& m) { m.remove("model.decoder.layers.2.fc1.bias"); },
+     {"model.decoder.layers.2.fc1.bias"}},
+    {"missing_norm",
+     [](HostModel& m) { m.remove("model.decoder.final_layer_norm.weight"); },
+     {"model.decoder.final_layer_norm.weight"}},
+    {"no_tensors_of_the_family",
+     [](HostModel& m) {
+       m.tensors.erase(m.tensors.begin() + 1, m.tensors.end());
+       m.tensors.front().name = "x";
+     },
+     {"embed_tokens.weight"}},
     {"untied_without_head", [](HostModel& m) { set(m, "tie_word_embeddings", false); }, {"lm_head.weight"}},
     {"weights_that_are_integers",
      [](HostModel& m) {
@@ -209,7 +227,8 @@ const std::vector<Refusal> refusals{
      {"fc1.weight", "I16"}},
 };
 
-INSTANTIATE_TEST_SUITE_P(All, OptFamilyRefuses, ::testing::ValuesIn(refusals), [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(All, OptFamilyRefuses, ::testing::ValuesIn(refusals),
+                         [](const auto& info) { return info.param.name; });
 
 }  // namespace
 }  // namespace gptqd::pipeline

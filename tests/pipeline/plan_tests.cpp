@@ -1,10 +1,9 @@
-#include "pipeline/plan.hpp"
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <set>
 
+#include "pipeline/plan.hpp"
 #include "tests/pipeline/error_of.hpp"
 
 namespace gptqd::pipeline {
@@ -27,8 +26,14 @@ ModelSpec model_of_blocks(int count) {
   return model;
 }
 
-Plan plan_of(int ranks, int stages, std::int64_t samples, int leaves, int blocks = 6, std::int64_t micro_batch_tokens = 4096) {
-  return make_plan(model_of_blocks(blocks), {.ranks = ranks, .stages = stages, .samples = samples, .seqlen = 512, .micro_batch_tokens = micro_batch_tokens, .partition = {.leaves = leaves}});
+Plan plan_of(int ranks, int stages, std::int64_t samples, int leaves, int blocks = 6,
+             std::int64_t micro_batch_tokens = 4096) {
+  return make_plan(model_of_blocks(blocks), {.ranks = ranks,
+                                             .stages = stages,
+                                             .samples = samples,
+                                             .seqlen = 512,
+                                             .micro_batch_tokens = micro_batch_tokens,
+                                             .partition = {.leaves = leaves}});
 }
 
 struct Case {
@@ -55,7 +60,9 @@ std::vector<Case> many_cases() {
   return cases;
 }
 
-std::string text_of(const Case& c) { return fmt::format("{} ranks, {} stages, {} samples, {} leaves", c.ranks, c.stages, c.samples, c.leaves); }
+std::string text_of(const Case& c) {
+  return fmt::format("{} ranks, {} stages, {} samples, {} leaves", c.ranks, c.stages, c.samples, c.leaves);
+}
 
 TEST(Plan, EverySampleLiesInOneLeafAndOneMicroBatchOfIt) {
   for (const auto& c : many_cases()) {
@@ -190,7 +197,8 @@ TEST(Plan, TheSummaryTellsWhatWasDecided) {
   const Plan plan = plan_of(4, 2, 128, 8);
 
   EXPECT_THAT(plan.summary(model_of_blocks(6)),
-              ::testing::AllOf(HasSubstr("6 blocks"), HasSubstr("4 ranks = 2 stages x 2 replicas"), HasSubstr("128 samples of 512 tokens"), HasSubstr("8 leaves")));
+              ::testing::AllOf(HasSubstr("6 blocks"), HasSubstr("4 ranks = 2 stages x 2 replicas"),
+                               HasSubstr("128 samples of 512 tokens"), HasSubstr("8 leaves")));
 }
 
 }  // namespace

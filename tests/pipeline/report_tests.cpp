@@ -1,12 +1,13 @@
-#include "pipeline/report.hpp"
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+
+#include "pipeline/report.hpp"
 
 namespace gptqd::pipeline {
 namespace {
 
-nlohmann::json record(const std::string& name, const nlohmann::json& loss, const nlohmann::json& rtn_loss, bool fallback = false) {
+nlohmann::json record(const std::string& name, const nlohmann::json& loss, const nlohmann::json& rtn_loss,
+                      bool fallback = false) {
   return {{"name", name}, {"loss", loss}, {"rtn_loss", rtn_loss}, {"fallback", fallback}};
 }
 
@@ -24,7 +25,7 @@ io::BlockShard shard_of(std::int64_t block, const std::vector<nlohmann::json>& r
 TEST(LayerTable, LossRatioIsTheGeometricMeanOverAllBlocks) {
   LayerTable table;
   table.add(shard_of(0, {record("a", 0.1, 0.2), record("b", 0.3, 0.3)}));  // 1/2, 1
-  table.add(shard_of(1, {record("c", 0.1, 0.8)}));                        // 1/8
+  table.add(shard_of(1, {record("c", 0.1, 0.8)}));                         // 1/8
 
   ASSERT_TRUE(table.loss_ratio());
   EXPECT_NEAR(*table.loss_ratio(), std::cbrt(1.0 / 16), 1e-12);
@@ -32,7 +33,8 @@ TEST(LayerTable, LossRatioIsTheGeometricMeanOverAllBlocks) {
 
 TEST(LayerTable, LayersWithoutLossesOrWithLossesOfZeroDoNotCountInTheRatio) {
   LayerTable table;
-  table.add(shard_of(0, {record("a", 0.1, 0.2), record("b", nullptr, 0.3), record("c", 0.0, 0.1), record("d", 0.1, 0.0), record("e", nullptr, nullptr)}));
+  table.add(shard_of(0, {record("a", 0.1, 0.2), record("b", nullptr, 0.3), record("c", 0.0, 0.1), record("d", 0.1, 0.0),
+                         record("e", nullptr, nullptr)}));
 
   EXPECT_NEAR(table.loss_ratio().value(), 0.5, 1e-12);
 }

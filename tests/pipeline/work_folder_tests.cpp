@@ -1,9 +1,8 @@
-#include "pipeline/work_folder.hpp"
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "pipeline/fingerprint.hpp"
+#include "pipeline/work_folder.hpp"
 #include "tests/pipeline/error_of.hpp"
 #include "tests/support/run_command.hpp"
 
@@ -19,7 +18,8 @@ using ::testing::HasSubstr;
 using ::testing::Not;
 
 RunRecord record_with(int bits, const std::string& backend = "cpu") {
-  return {.fingerprint = {{"spec", {{"bits", bits}}}, {"environment", {{"backend", backend}}}}, .facts = {{"model", "/models/opt"}}};
+  return {.fingerprint = {{"spec", {{"bits", bits}}}, {"environment", {{"backend", backend}}}},
+          .facts = {{"model", "/models/opt"}}};
 }
 
 class WorkFolder : public ::testing::Test {
@@ -63,7 +63,8 @@ TEST_F(WorkFolder, RefusesAnotherRunAndNamesTheFieldsThatDiffer) {
   const Error error = error_of([&] { open(record_with(3)); });
 
   EXPECT_EQ(error.kind(), ErrorKind::input);
-  EXPECT_THAT(error.message(), AllOf(HasSubstr("spec.bits: 4 there, 3 here"), HasSubstr("--work"), Not(HasSubstr("--allow-mixed"))));
+  EXPECT_THAT(error.message(),
+              AllOf(HasSubstr("spec.bits: 4 there, 3 here"), HasSubstr("--work"), Not(HasSubstr("--allow-mixed"))));
   EXPECT_EQ(read_text(fingerprint_path(work_)), before);
 }
 
@@ -73,7 +74,8 @@ TEST_F(WorkFolder, RefusesAnotherEnvironmentAndPointsToAllowMixed) {
   const Error error = error_of([&] { open(record_with(4, "gpu")); });
 
   EXPECT_EQ(error.kind(), ErrorKind::input);
-  EXPECT_THAT(error.message(), AllOf(HasSubstr("environment.backend: \"cpu\" there, \"gpu\" here"), HasSubstr("--allow-mixed")));
+  EXPECT_THAT(error.message(),
+              AllOf(HasSubstr("environment.backend: \"cpu\" there, \"gpu\" here"), HasSubstr("--allow-mixed")));
 }
 
 TEST_F(WorkFolder, AllowMixedContinuesTheRunThatIsThereAndSaysSo) {

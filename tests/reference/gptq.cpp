@@ -100,7 +100,8 @@ GptqResult gptq(const Matrix<double>& weights, const Matrix<double>& hessian, co
 }
 
 double layer_loss(const Matrix<double>& weights, const Matrix<double>& hessian, const Matrix<std::uint8_t>& codes,
-                  const Matrix<float>& scales, const Matrix<std::uint8_t>& zeros, const std::vector<std::int32_t>& g_idx) {
+                  const Matrix<float>& scales, const Matrix<std::uint8_t>& zeros,
+                  const std::vector<std::int32_t>& g_idx) {
   Matrix<double> delta(weights.rows, weights.cols);
   for (std::int64_t r = 0; r < weights.rows; ++r) {
     for (std::int64_t c = 0; c < weights.cols; ++c) {

@@ -27,7 +27,9 @@ void write_tensors(const std::filesystem::path& path, const std::vector<const Ho
   writer.commit();
 }
 
-void write_json(const std::filesystem::path& path, const nlohmann::json& json) { std::ofstream(path) << json.dump(1) << "\n"; }
+void write_json(const std::filesystem::path& path, const nlohmann::json& json) {
+  std::ofstream(path) << json.dump(1) << "\n";
+}
 
 }  // namespace
 
@@ -69,7 +71,8 @@ HostModel HostModel::read(const std::filesystem::path& folder) {
   const auto reader = io::CheckpointReader::open(folder);
   for (const auto& name : reader->names()) {
     const auto& info = reader->at(name);
-    auto& tensor = model.tensors.emplace_back(HostTensor{.name = name, .dtype = info.dtype, .shape = info.shape, .data = {}});
+    auto& tensor =
+        model.tensors.emplace_back(HostTensor{.name = name, .dtype = info.dtype, .shape = info.shape, .data = {}});
     tensor.data.resize(static_cast<std::size_t>(info.bytes));
     reader->read(info, tensor.data);
   }
@@ -77,7 +80,8 @@ HostModel HostModel::read(const std::filesystem::path& folder) {
 }
 
 HostTensor& HostModel::at(const std::string& name) {
-  const auto found = std::find_if(tensors.begin(), tensors.end(), [&](const auto& tensor) { return tensor.name == name; });
+  const auto found =
+      std::find_if(tensors.begin(), tensors.end(), [&](const auto& tensor) { return tensor.name == name; });
   if (found == tensors.end()) {
     throw std::out_of_range("host model: no tensor " + name);
   }

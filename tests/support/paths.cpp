@@ -17,9 +17,13 @@ std::filesystem::path from_environment(const char* name, const std::string& rela
 
 }  // namespace
 
-std::filesystem::path source_path(const std::string& relative) { return from_environment("GPTQD_SOURCE_DIR", relative); }
+std::filesystem::path source_path(const std::string& relative) {
+  return from_environment("GPTQD_SOURCE_DIR", relative);
+}
 
-std::filesystem::path binary_path(const std::string& relative) { return from_environment("GPTQD_BINARY_DIR", relative); }
+std::filesystem::path binary_path(const std::string& relative) {
+  return from_environment("GPTQD_BINARY_DIR", relative);
+}
 
 TemporaryFolder::TemporaryFolder() {
   std::string pattern = (std::filesystem::temp_directory_path() / "gptqd-test-XXXXXX").string();

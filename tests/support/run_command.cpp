@@ -27,7 +27,8 @@ std::vector<pid_t> processes_with(const std::string& token) {
   std::error_code gone;
   for (const auto& entry : std::filesystem::directory_iterator("/proc", gone)) {
     const auto name = entry.path().filename().string();
-    if (name.find_first_not_of("0123456789") == std::string::npos && read_text(entry.path() / "environ").find(token) != std::string::npos) {
+    if (name.find_first_not_of("0123456789") == std::string::npos &&
+        read_text(entry.path() / "environ").find(token) != std::string::npos) {
       found.push_back(static_cast<pid_t>(std::stol(name)));
     }
   }
@@ -98,8 +99,12 @@ CommandResult run_command(const std::vector<std::string>& words, const CommandOp
   const auto start = Clock::now();
   Command command(words, options);
   const auto code = command.wait(limit_seconds);
-  require(code.has_value(), fmt::format("{} goes on after {} s; it wrote:\n{}{}", fmt::join(words, " "), limit_seconds, command.out(), command.err()));
-  return {.code = *code, .out = command.out(), .err = command.err(), .seconds = std::chrono::duration<double>(Clock::now() - start).count()};
+  require(code.has_value(), fmt::format("{} goes on after {} s; it wrote:\n{}{}", fmt::join(words, " "), limit_seconds,
+                                        command.out(), command.err()));
+  return {.code = *code,
+          .out = command.out(),
+          .err = command.err(),
+          .seconds = std::chrono::duration<double>(Clock::now() - start).count()};
 }
 
 bool becomes_true(double seconds, const std::function<bool()>& condition) {
@@ -119,6 +124,8 @@ std::string read_text(const std::filesystem::path& path) {
   return text.str();
 }
 
-void write_text(const std::filesystem::path& path, std::string_view text) { std::ofstream(path, std::ios::binary) << text; }
+void write_text(const std::filesystem::path& path, std::string_view text) {
+  std::ofstream(path, std::ios::binary) << text;
+}
 
 }  // namespace gptqd::test

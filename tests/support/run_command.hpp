@@ -15,7 +15,7 @@
 namespace gptqd::test {
 
 struct CommandOptions {
-  std::filesystem::path folder;  ///< working directory; empty: the test's own
+  std::filesystem::path folder;                         ///< working directory; empty: the test's own
   std::map<std::string, std::string> environment = {};  ///< beside the test's own
 };
 
@@ -52,7 +52,8 @@ struct CommandResult {
 };
 
 /// Runs a program to its end. @throws Error (internal) when it takes longer than `limit_seconds`
-CommandResult run_command(const std::vector<std::string>& words, const CommandOptions& options = {}, double limit_seconds = 110);
+CommandResult run_command(const std::vector<std::string>& words, const CommandOptions& options = {},
+                          double limit_seconds = 110);
 
 /// Polls `condition` until it holds or `seconds` have passed; whether it holds.
 bool becomes_true(double seconds, const std::function<bool()>& condition);
