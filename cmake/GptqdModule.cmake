@@ -23,7 +23,7 @@ function(gptqd_test name)
       add_test(NAME ${name}.np${ranks}
         COMMAND ${MPIEXEC_EXECUTABLE} ${GPTQD_MPIEXEC_FLAGS} -np ${ranks} $<TARGET_FILE:${name}>)
       set_tests_properties(${name}.np${ranks} PROPERTIES
-        ENVIRONMENT "${GPTQD_TEST_ENVIRONMENT}" TIMEOUT 120 LABELS "mpi;${arg_LABELS}")
+        ENVIRONMENT "${GPTQD_TEST_ENVIRONMENT}" TIMEOUT 120 LABELS "mpi;${arg_LABELS}" PROCESSORS 2)
     endforeach()
   else()
     target_link_libraries(${name} PRIVATE GTest::gtest_main)

@@ -108,6 +108,11 @@ nlohmann::json to_json(const QuantSpec& spec) {
           {"solver", spec.solver == DType::f64 ? "f64" : "f32"}};
 }
 
+Clip default_clip(Method method, std::int64_t group_size) {
+  const bool short_groups = group_size > 0 && group_size <= longest_hessian_clip_group;
+  return method != Method::rtn && short_groups ? Clip::hessian : Clip::mse;
+}
+
 std::string_view name_of(ActOrder order) { return find_name(act_orders, order); }
 std::string_view name_of(Method method) { return find_name(methods, method); }
 std::string_view name_of(Clip clip) { return find_name(clips, clip); }

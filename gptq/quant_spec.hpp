@@ -58,6 +58,10 @@ ActOrder act_order_from_name(std::string_view name);
 Method method_from_name(std::string_view name);
 Clip clip_from_name(std::string_view name);
 
+/// The clip that gives the lowest perplexity where it can be had (docs/results.md): hessian for groups of at most
+/// longest_hessian_clip_group columns, mse for longer ones, and for round-to-nearest, which then needs no calibration.
+Clip default_clip(Method method, std::int64_t group_size);
+
 /// How a layer is cut, the same at every number of ranks and threads (the cut decides the last bits).
 struct Partition {
   int leaves = 8;                    ///< leaves of the summation tree over calibration samples; a power of two

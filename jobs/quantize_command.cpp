@@ -50,8 +50,10 @@ po::options_description quantizer_options() {
       "asym", po::bool_switch(), "asymmetric grids, with a zero point (default at 2 and 3 bits)")(
       "act-order", po::value<std::string>()->default_value("static")->value_name("none|static|dynamic"),
       "order of columns: natural; by activation, groups fixed beforehand; by activation, groups along that order "
-      "(g_idx)")("clip", po::value<std::string>()->default_value("mse")->value_name("none|mse|hessian"),
-                 "how a group's range is chosen")(
+      "(g_idx)")(
+      "clip", po::value<std::string>()->value_name("none|mse|hessian"),
+      "how a group's range is chosen: as it is; least error of the weights; least error that the Hessian sees "
+      "(default where it can be had: not for rtn and rows as groups, which take mse)")(
       "method", po::value<std::string>()->default_value("gptq")->value_name("gptq|rtn|obq"),
       "GPTQ; round to nearest; greedy OBQ (up to 1,024 columns)")(
       "damping", po::value<double>()->default_value(0.01)->value_name("L"),
@@ -111,8 +113,10 @@ gptq::QuantSpec quant_spec(const CommandLine& line) {
     return spec.reference && !line.given(option) ? std::string(published) : line.get<std::string>(option);
   };
   spec.act_order = gptq::act_order_from_name(word("act-order", "none"));
-  spec.clip = gptq::clip_from_name(word("clip", "none"));
   spec.method = gptq::method_from_name(line.get<std::string>("method"));
+  spec.clip = line.has("clip") ? gptq::clip_from_name(line.get<std::string>("clip"))
+              : spec.reference ? Clip::none
+                               : gptq::default_clip(spec.method, spec.group_size);
   spec.damping = line.get<double>("damping");
   const auto& precision = line.get<std::string>("solver-precision");
   if (precision != "f32" && precision != "f64") {

@@ -149,5 +149,13 @@ TEST(PartitionTest, JsonHoldsEveryCut) {
   EXPECT_EQ(Partition{}.to_json().dump(), R"({"leaves":8,"panel_columns":256,"row_tile":64})");
 }
 
+TEST(DefaultClip, IsTheHessiansWhereGroupsAreShortAndThereIsAHessian) {
+  EXPECT_EQ(default_clip(Method::gptq, 128), Clip::hessian);
+  EXPECT_EQ(default_clip(Method::obq, 1024), Clip::hessian);
+  EXPECT_EQ(default_clip(Method::gptq, 1025), Clip::mse);
+  EXPECT_EQ(default_clip(Method::gptq, -1), Clip::mse);
+  EXPECT_EQ(default_clip(Method::rtn, 128), Clip::mse);
+}
+
 }  // namespace
 }  // namespace gptqd::gptq

@@ -9,20 +9,20 @@ namespace gptqd::test {
 
 namespace {
 
-std::filesystem::path from_environment(const char* name, const std::string& relative) {
-  const char* root = std::getenv(name);
-  require(root != nullptr, fmt::format("tests need {} in the environment; run them through ctest", name));
-  return std::filesystem::path(root) / relative;
+/// The environment moves the tree: tests built on one machine may run on another.
+std::filesystem::path below(const char* variable, const char* built_in, const std::string& relative) {
+  const char* root = std::getenv(variable);
+  return std::filesystem::path(root != nullptr ? root : built_in) / relative;
 }
 
 }  // namespace
 
 std::filesystem::path source_path(const std::string& relative) {
-  return from_environment("GPTQD_SOURCE_DIR", relative);
+  return below("GPTQD_SOURCE_DIR", GPTQD_BUILT_SOURCE_DIR, relative);
 }
 
 std::filesystem::path binary_path(const std::string& relative) {
-  return from_environment("GPTQD_BINARY_DIR", relative);
+  return below("GPTQD_BINARY_DIR", GPTQD_BUILT_BINARY_DIR, relative);
 }
 
 TemporaryFolder::TemporaryFolder() {

@@ -1,0 +1,118 @@
+#include "tests/jobs/reference_results.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <sstream>
+
+namespace gptqd::jobs::test {
+
+namespace {
+
+LayerLosses parse_layer(const std::string& line) {
+  LayerLosses layer;
+  std::istringstream(line) >> layer.module >> layer.rtn_loss >> layer.gptq_loss >> layer.weight_norm >> layer.trace >>
+      layer.dead_columns;
+  return layer;
+}
+
+Options options_of(const nlohmann::json& settings) {
+  Options options{{"--reference", ""}};
+  options["--bits"] = std::to_string(settings.at("bits").get<int>());
+  options["--group-size"] = std::to_string(settings.at("group_size").get<int>());
+  options[settings.at("sym").get<bool>() ? "--sym" : "--asym"] = "";
+  if (settings.at("act_order").get<bool>()) {
+    options["--act-order"] = settings.at("static_groups").get<bool>() ? "static" : "dynamic";
+  }
+  if (!settings.at("true_sequential").get<bool>()) {
+    options["--no-true-sequential"] = "";
+  }
+  return options;
+}
+
+nlohmann::json reference_file() {
+  return nlohmann::json::parse(read_text(source_path("tests/golden/gptq/opt-7m.json")));
+}
+
+TEST(ReferenceResults, EveryConfigurationOfTheFileIsCompared) {
+  const auto file = reference_file();
+  std::vector<std::string> names;
+  for (const auto& [name, unused] : file.at("configs").items()) {
+    names.push_back(name);
+  }
+
+  EXPECT_THAT(reference_names(), ::testing::UnorderedElementsAreArray(names));
+}
+
+}  // namespace
+
+const std::vector<std::string>& reference_names() {
+  static const std::vector<std::string> names{"w4-channel-asym",
+                                              "w4-channel-sym",
+                                              "w4-g128-sym",
+                                              "w4-g128-asym",
+                                              "w3-channel-asym",
+                                              "w3-channel-sym",
+                                              "w3-g128-sym",
+                                              "w3-g128-asym",
+                                              "w2-channel-asym",
+                                              "w2-channel-sym",
+                                              "w2-g128-sym",
+                                              "w2-g128-asym",
+                                              "w4-g32-sym",
+                                              "w4-g128-sym-actorder-static",
+                                              "w3-g128-sym-actorder-static",
+                                              "w4-channel-asym-not-sequential"};
+  return names;
+}
+
+ReferenceRun reference_run(const std::string& name) {
+  const auto settings = reference_file().at("configs").at(name);
+  ReferenceRun run{.bits = settings.at("bits"),
+                   .options = options_of(settings),
+                   .layers = {},
+                   .perplexity = settings.at("ppl").at("gptq_ppl_128")};
+  for (const auto& line : settings.at("layers")) {
+    run.layers.push_back(parse_layer(line));
+  }
+  return run;
+}
+
+std::string test_name(std::string configuration) {
+  std::replace(configuration.begin(), configuration.end(), '-', '_');
+  return configuration;
+}
+
+std::map<std::string, LayerLosses> losses_of(const std::filesystem::path& out) {
+  const auto report = report_of(out);
+  std::map<std::string, LayerLosses> losses;
+  for (const auto& layer : report.at("layers")) {
+    const double norm = layer.at("weight_norm");
+    const std::string module = layer.at("name");
+    losses[module] = {.module = module,
+                      .rtn_loss = layer.at("rtn_loss").get<double>() * norm,
+                      .gptq_loss = layer.at("loss").get<double>() * norm,
+                      .weight_norm = norm,
+                      .trace = 0,
+                      .dead_columns = layer.at("dead_columns")};
+  }
+  return losses;
+}
+
+void quantize_fully(const std::filesystem::path& model, const std::filesystem::path& out, const Options& settings) {
+  Options options{{"--model", model}, {"--calibration", calibration_tokens()}, {"--out", out}};
+  options.insert(settings.begin(), settings.end());
+  expect_success(1, options);
+}
+
+nlohmann::json evaluate(const std::filesystem::path& model, int windows) {
+  const TemporaryFolder folder;
+  const auto result =
+      gptq_dist(1, Words{"eval", "--model", model, "--text", source_path("jobs/demo/eval.txt"), "--seqlen", "512",
+                         "--windows", std::to_string(windows), "--json", folder / "eval.json"});
+  EXPECT_EQ(result.code, 0) << result.err;
+  return result.code == 0 ? nlohmann::json::parse(read_text(folder / "eval.json")) : nlohmann::json();
+}
+
+}  // namespace gptqd::jobs::test
