@@ -65,7 +65,7 @@ Clip default_clip(Method method, std::int64_t group_size);
 /// How a layer is cut, the same at every number of ranks and threads (the cut decides the last bits).
 struct Partition {
   int leaves = 8;                    ///< leaves of the summation tree over calibration samples; a power of two
-  std::int64_t panel_columns = 256;  ///< width of H's column panels, a multiple of the solve's block
+  std::int64_t panel_columns = 768;  ///< width of H's column panels, a multiple of the solve's block
   std::int64_t row_tile = 64;        ///< rows of W one tile of the solve holds
 
   nlohmann::json to_json() const;

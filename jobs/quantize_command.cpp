@@ -74,8 +74,9 @@ po::options_description expert_options() {
                         "split the blocks over N groups of ranks; 1 keeps every rank busy")(
       "hessian-leaves", po::value<int>()->default_value(8)->value_name("N"),
       "* leaves of the summation tree, a power of two, at least the ranks of a stage")(
-      "panel-columns", po::value<std::int64_t>()->default_value(256)->value_name("N"), "* width of H's column panels")(
-      "row-tile", po::value<std::int64_t>()->default_value(64)->value_name("N"), "* rows of W solved together")(
+      "panel-columns", po::value<std::int64_t>()->default_value(gptq::Partition{}.panel_columns)->value_name("N"),
+      "* width of H's column panels")("row-tile", po::value<std::int64_t>()->default_value(64)->value_name("N"),
+                                      "* rows of W solved together")(
       "micro-batch-tokens", po::value<std::int64_t>()->default_value(4096)->value_name("N"),
       "* tokens computed together")("solver-precision",
                                     po::value<std::string>()->default_value("f32")->value_name("f32|f64"),

@@ -121,17 +121,6 @@ void require_writable(const std::filesystem::path& path, std::string_view option
   }
 }
 
-/// Makes sure, before the work, that `path` will have a folder to lie in. @throws Error (io)
-void require_place_for(const std::filesystem::path& path, std::string_view option) {
-  const auto folder = std::filesystem::absolute(path).parent_path();
-  std::error_code error;
-  std::filesystem::create_directories(folder, error);
-  if (error || access(folder.c_str(), W_OK) != 0) {
-    throw Error(ErrorKind::io, fmt::format("{} {}: cannot write into {}: {}; choose another place", option,
-                                           path.string(), folder.string(), error ? error.message() : "no permission"));
-  }
-}
-
 /// What rank 0 found on disk, for all ranks.
 struct Found {
   nlohmann::json fingerprint;
@@ -144,13 +133,12 @@ Found look_at_disk(comm::World& world, const QuantizeConfig& config, const Sourc
   Found found;
   if (world.rank() == 0) {
     const auto step = world.long_host_step("looking at the work folder");
-    require_place_for(config.out, "--out");
-    if (config.report) {
-      require_place_for(*config.report, "--report");
-    }
     require_writable(config.out, "--out");
     if (config.report) {
       require_writable(*config.report, "--report");
+    }
+    if (!std::filesystem::exists(fingerprint_path(config.work))) {
+      out_is_complete(config.out, fingerprint_hash(wanted));  // refuses what is in the way before a work folder is made
     }
     const RunRecord record = open_work_folder(
         config.work, {.fingerprint = wanted, .facts = {{"model", std::filesystem::absolute(config.model).string()}}},
@@ -292,8 +280,8 @@ class StageRun {
     LayerTable table;
     table.add(shard);
     count_fallbacks(table);
+    finish_writing();  // of the block before, at its owner: a kill loses what is in flight, never more than two blocks
     if (plan_.owner_of(block) == grid_.replica()) {
-      finish_writing();
       writing_ = std::async(std::launch::async, [this, shard] {
         store_.write(shard);
         world_.progress().tick();

@@ -18,7 +18,7 @@ LayerLosses parse_layer(const std::string& line) {
 }
 
 Options options_of(const nlohmann::json& settings) {
-  Options options{{"--reference", ""}};
+  Options options{{"--reference", ""}, {"--panel-columns", "256"}};  // fc2 then has several panels
   options["--bits"] = std::to_string(settings.at("bits").get<int>());
   options["--group-size"] = std::to_string(settings.at("group_size").get<int>());
   options[settings.at("sym").get<bool>() ? "--sym" : "--asym"] = "";
