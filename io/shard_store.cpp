@@ -15,6 +15,7 @@
 #include "io/atomic_file.hpp"
 #include "io/checksum.hpp"
 #include "io/json_file.hpp"
+#include "version.hpp"
 
 namespace gptqd::io {
 
@@ -23,7 +24,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::int64_t format_version = 1;
-constexpr const char* tool_version = "gptq-dist " GPTQD_VERSION;
 constexpr std::int64_t max_shard_file_bytes = std::int64_t{1} << 40;
 // An attribute lives in an object header message, which the library limits to 64 KiB.
 constexpr std::size_t max_attribute_bytes = 64'000;
@@ -312,7 +312,7 @@ std::vector<std::byte> build_image(const BlockShard& shard) {
   // The library first tries to open a file of that name: this one can never exist.
   const Handle file(H5Fcreate("/dev/null/shard", H5F_ACC_TRUNC, creation, access), H5Fclose, "H5Fcreate");
   write_attribute(file, "format_version", format_version);
-  write_attribute(file, "tool_version", tool_version);
+  write_attribute(file, "tool_version", fmt::format("gptq-dist {}", version));
   write_attribute(file, "fingerprint", shard.fingerprint);
   write_attribute(file, "block", shard.block);
   write_attribute(file, "spec", shard.spec.dump());

@@ -23,7 +23,7 @@ constexpr std::string_view overview =
   gptq-dist --version
 
 A run that was interrupted goes on where it stopped when the same command is given again, with any number of ranks.
-Exit codes: 0 done; 64 wrong usage; 65 bad input; 70 internal error or a stalled rank; 74 I/O error; 75 stopped, run again.
+Exit codes: 0 done; 64 wrong usage; 65 bad input; 70 internal error or a stalled rank; 74 I/O error.
 )";
 
 struct Command {
