@@ -72,12 +72,15 @@ std::int64_t Plan::bytes_per_rank(const ModelSpec& model) const {
 }
 
 std::string Plan::summary(const ModelSpec& model) const {
+  const std::string calibration =
+      samples > 0 ? fmt::format("{} samples of {} tokens in {} leaves", samples, seqlen, partition.leaves)
+                  : std::string("no calibration");
   return fmt::format(
-      "{} blocks, {:.1f} M weights; {} rank{} = {} stage{} x {} replica{}; {} samples of {} tokens in {} leaves; "
-      "panels of {} columns, tiles of {} rows; about {:.2f} GB a rank",
+      "{} blocks, {:.1f} M weights; {} rank{} = {} stage{} x {} replica{}; {}; panels of {} columns, tiles of {} rows; "
+      "about {:.2f} GB a rank",
       blocks, static_cast<double>(model.parameters()) / 1e6, grid.stages * grid.replicas,
       grid.stages * grid.replicas == 1 ? "" : "s", grid.stages, grid.stages == 1 ? "" : "s", grid.replicas,
-      grid.replicas == 1 ? "" : "s", samples, seqlen, partition.leaves, partition.panel_columns, partition.row_tile,
+      grid.replicas == 1 ? "" : "s", calibration, partition.panel_columns, partition.row_tile,
       static_cast<double>(bytes_per_rank(model)) / 1e9);
 }
 
