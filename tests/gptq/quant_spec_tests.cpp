@@ -146,7 +146,7 @@ TEST(PartitionTest, LeavesAreAPowerOfTwo) {
 }
 
 TEST(PartitionTest, JsonHoldsEveryCut) {
-  EXPECT_EQ(Partition{}.to_json().dump(), R"({"leaves":8,"panel_columns":256,"row_tile":64})");
+  EXPECT_EQ(Partition{}.to_json().dump(), R"({"leaves":8,"panel_columns":768,"row_tile":64})");
 }
 
 TEST(DefaultClip, IsTheHessiansWhereGroupsAreShortAndThereIsAHessian) {
