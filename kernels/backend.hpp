@@ -19,12 +19,15 @@
 #include "kernels/elementwise.hpp"
 #include "kernels/embedding.hpp"
 #include "kernels/factor.hpp"
+#include "kernels/gated_activation.hpp"
 #include "kernels/gram.hpp"
 #include "kernels/grid.hpp"
 #include "kernels/layer_norm.hpp"
 #include "kernels/linear.hpp"
 #include "kernels/obq.hpp"
 #include "kernels/pack.hpp"
+#include "kernels/rms_norm.hpp"
+#include "kernels/rotary.hpp"
 #include "kernels/solve.hpp"
 
 namespace gptqd {
@@ -57,6 +60,18 @@ class Backend {
     run(stream, args);
   }
   void layer_norm(Stream& stream, const LayerNormArgs& args) {
+    validate(args);
+    run(stream, args);
+  }
+  void rms_norm(Stream& stream, const RmsNormArgs& args) {
+    validate(args);
+    run(stream, args);
+  }
+  void rotary(Stream& stream, const RotaryArgs& args) {
+    validate(args);
+    run(stream, args);
+  }
+  void gated_activation(Stream& stream, const GatedActivationArgs& args) {
     validate(args);
     run(stream, args);
   }
@@ -148,6 +163,9 @@ class Backend {
  protected:
   virtual void run(Stream& stream, const LinearArgs& args) = 0;
   virtual void run(Stream& stream, const LayerNormArgs& args) = 0;
+  virtual void run(Stream& stream, const RmsNormArgs& args) = 0;
+  virtual void run(Stream& stream, const RotaryArgs& args) = 0;
+  virtual void run(Stream& stream, const GatedActivationArgs& args) = 0;
   virtual void run(Stream& stream, const AttentionArgs& args) = 0;
   virtual void run(Stream& stream, const EmbeddingArgs& args) = 0;
   virtual void run(Stream& stream, const CrossEntropyArgs& args) = 0;
@@ -183,5 +201,7 @@ struct CudaBackendOptions {
 };
 /// The CUDA backend. @throws Error (not_built) in a build without it. Defined in kernels/cuda/.
 std::unique_ptr<Backend> make_cuda_backend(const CudaBackendOptions& options);
+/// GPUs that make_cuda_backend() may be asked for; 0 in a build without it.
+int cuda_device_count();
 
 }  // namespace gptqd

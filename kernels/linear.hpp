@@ -2,11 +2,10 @@
 /// @file y = x Wᵀ + b, the one GEMM of the forward pass.
 #include <optional>
 
+#include "kernels/activation.hpp"
 #include "kernels/base/tensor_view.hpp"
 
 namespace gptqd {
-
-enum class Activation : std::uint8_t { none, relu };
 
 /// y <- activation(x weightᵀ + bias), or y <- y + (x weightᵀ + bias) with accumulate.
 ///

@@ -3,13 +3,11 @@
 #include <algorithm>
 #include <numeric>
 
+#include "pipeline/rope.hpp"
+
 namespace gptqd::pipeline {
 
 namespace {
-
-std::int64_t attention_width(const BlockSpec& block) {
-  return block.attention_in[0].rows + block.attention_in[1].rows + block.attention_in[2].rows;
-}
 
 void apply(Backend& backend, Stream& stream, const DeviceLinear& linear, ConstAnyView<2> x, AnyView<2> y,
            Activation activation, bool accumulate) {
@@ -21,12 +19,23 @@ void apply(Backend& backend, Stream& stream, const DeviceLinear& linear, ConstAn
                           .accumulate = accumulate});
 }
 
-void apply(Backend& backend, Stream& stream, const DeviceNorm& norm, float epsilon, ConstAnyView<2> x, AnyView<2> y) {
-  backend.layer_norm(stream, {.x = x,
-                              .weight = norm.weight.view<float, 1>({norm.width}),
-                              .bias = norm.bias.view<float, 1>({norm.width}),
-                              .epsilon = epsilon,
-                              .y = y});
+void apply(Backend& backend, Stream& stream, const DeviceNorm& norm, const NormSpec& spec, ConstAnyView<2> x,
+           AnyView<2> y) {
+  if (spec.kind == NormKind::rms) {
+    backend.rms_norm(stream, {.x = x, .weight = norm.weight_view(), .epsilon = spec.epsilon, .y = y});
+  } else {
+    backend.layer_norm(
+        stream, {.x = x, .weight = norm.weight_view(), .bias = norm.bias_view(), .epsilon = spec.epsilon, .y = y});
+  }
+}
+
+/// A small table of the host on the device.
+template <class T>
+Buffer upload(Backend& backend, Stream& stream, const std::vector<T>& values) {
+  Buffer buffer = backend.allocate(static_cast<std::int64_t>(values.size() * sizeof(T)));
+  backend.copy_to_device(stream, buffer.data(), values.data(), buffer.bytes());
+  stream.synchronize();  // `values` is the caller's
+  return buffer;
 }
 
 }  // namespace
@@ -36,13 +45,93 @@ BlockForward::BlockForward(Backend& backend, Stream& stream, const ModelSpec& mo
     : backend_(backend), stream_(stream), seqlen_(seqlen), dtype_(backend.compute_dtype(model.dtype)) {
   std::int64_t widest = 0;
   for (const auto& block : model.blocks) {
-    widest = std::max(widest, attention_width(block));
+    widest = std::max(widest, block.output_width(Phase::attention_in));
+    if (block.gated) {
+      widest = std::max(widest, block.output_width(Phase::mlp_in));
+    }
   }
-  qkv_ = backend.allocate(most_tokens * widest * size_of(dtype_));
+  projected_ = backend.allocate(most_tokens * widest * size_of(dtype_));
+  if (model.rope) {
+    const auto tables = rope_tables(*model.rope, seqlen);
+    rope_half_ = tables.half;
+    rope_cos_ = upload(backend, stream, tables.cos);
+    rope_sin_ = upload(backend, stream, tables.sin);
+  }
+  if (const auto& slopes = model.blocks.front().attention.alibi_slopes; !slopes.empty()) {
+    alibi_slopes_ = upload(backend, stream, slopes);
+  }
 }
 
 void BlockForward::normalize(const NormSpec& spec, const BlockWeights& weights, ConstAnyView<2> x, AnyView<2> y) {
-  apply(backend_, stream_, weights.norm(spec), spec.epsilon, x, y);
+  apply(backend_, stream_, weights.norm(spec), spec, x, y);
+}
+
+AnyView<2> BlockForward::project(const BlockSpec& block, Phase phase, const BlockWeights& weights, ConstAnyView<2> x) {
+  const auto all = projected_.any_view<2>(dtype_, {x.rows(), block.output_width(phase)});
+  std::int64_t column = 0;
+  for (const auto& linear : block.group(phase)) {
+    apply(backend_, stream_, weights.linear(linear), x, all.slice_cols(column, linear.rows), Activation::none, false);
+    column += linear.rows;
+  }
+  return all;
+}
+
+void BlockForward::attend(const BlockSpec& block, const BlockWeights& weights, ConstAnyView<2> x, AnyView<2> out) {
+  const auto& attention = block.attention;
+  const auto qkv = project(block, Phase::attention_in, weights, x);
+  const bool by_head = attention.layout == HeadLayout::by_head;
+  const std::int64_t stride = by_head ? 3 * attention.head_dim : attention.head_dim;
+  const auto part = [&](std::int64_t first, std::int64_t heads) {
+    return qkv.slice_cols(first, (heads - 1) * stride + attention.head_dim);
+  };
+  const std::int64_t key = by_head ? attention.head_dim : attention.query_width();
+  const std::int64_t value = by_head ? 2 * attention.head_dim : key + attention.key_width();
+  const auto q = part(0, attention.heads);
+  const auto k = part(key, attention.kv_heads);
+  const auto v = part(value, attention.kv_heads);
+  if (attention.query_norm) {
+    normalize(*attention.query_norm, weights, q, q);
+  }
+  if (attention.key_norm) {
+    normalize(*attention.key_norm, weights, k, k);
+  }
+  if (rope_cos_) {
+    for (const auto& rotated : {q, k}) {
+      backend_.rotary(stream_, {.x = rotated,
+                                .cos = rope_cos_.view<float, 2>({seqlen_, rope_half_}),
+                                .sin = rope_sin_.view<float, 2>({seqlen_, rope_half_}),
+                                .tokens_per_sample = seqlen_,
+                                .head_dim = attention.head_dim});
+    }
+  }
+  AttentionArgs args{.q = q,
+                     .k = k,
+                     .v = v,
+                     .out = out,
+                     .tokens_per_sample = seqlen_,
+                     .heads = attention.heads,
+                     .kv_heads = attention.kv_heads,
+                     .head_dim = attention.head_dim,
+                     .head_stride = stride,
+                     .scale = attention.scale,
+                     .alibi_slopes = std::nullopt,
+                     .window = attention.window};
+  if (alibi_slopes_) {
+    args.alibi_slopes = alibi_slopes_.view<float, 1>({attention.heads});
+  }
+  backend_.attention(stream_, args);
+}
+
+void BlockForward::feed(const BlockSpec& block, const BlockWeights& weights, ConstAnyView<2> x, AnyView<2> out) {
+  if (!block.gated) {
+    apply(backend_, stream_, weights.linear(block.mlp_in.front()), x, out, block.activation, false);
+    return;
+  }
+  const auto both = project(block, Phase::mlp_in, weights, x);
+  backend_.gated_activation(stream_, {.gate = both.slice_cols(0, out.cols()),
+                                      .up = both.slice_cols(out.cols(), out.cols()),
+                                      .y = out,
+                                      .activation = block.activation});
 }
 
 void BlockForward::add_to_hidden(const BlockSpec& block, const NormSpec& norm, const LinearSpec& linear,
@@ -58,9 +147,12 @@ void BlockForward::advance(const BlockSpec& block, const BlockWeights& weights, 
   const auto enter = [&](const NormSpec& norm) {
     if (block.norm_placement == NormPlacement::before) {
       normalize(norm, weights, hidden, input);
-    } else {
-      backend_.copy(stream_, input.data, hidden.data, hidden.bytes());
+      return;
     }
+    if (block.norm_placement == NormPlacement::before_residual) {
+      normalize(norm, weights, hidden, hidden);
+    }
+    backend_.copy(stream_, input.data, hidden.data, hidden.bytes());
   };
   if (!phase) {
     add_to_hidden(block, block.mlp_norm, block.mlp_out, weights, previous, hidden);
@@ -70,33 +162,15 @@ void BlockForward::advance(const BlockSpec& block, const BlockWeights& weights, 
     case Phase::attention_in:
       enter(block.attention_norm);
       break;
-    case Phase::attention_out: {
-      const AnyView<2> qkv = qkv_.any_view<2>(dtype_, {previous.rows(), attention_width(block)});
-      std::array<AnyView<2>, 3> parts;
-      std::int64_t column = 0;
-      for (std::size_t i = 0; i < parts.size(); ++i) {
-        const auto& linear = block.attention_in[i];
-        parts[i] = qkv.slice_cols(column, linear.rows);
-        column += linear.rows;
-        apply(backend_, stream_, weights.linear(linear), previous, parts[i], Activation::none, false);
-      }
-      backend_.attention(stream_, {.q = parts[0],
-                                   .k = parts[1],
-                                   .v = parts[2],
-                                   .out = input,
-                                   .tokens_per_sample = seqlen_,
-                                   .heads = block.attention.heads,
-                                   .kv_heads = block.attention.kv_heads,
-                                   .head_dim = block.attention.head_dim,
-                                   .scale = block.attention.scale});
+    case Phase::attention_out:
+      attend(block, weights, previous, input);
       break;
-    }
     case Phase::mlp_in:
       add_to_hidden(block, block.attention_norm, block.attention_out, weights, previous, hidden);
       enter(block.mlp_norm);
       break;
     case Phase::mlp_out:
-      apply(backend_, stream_, weights.linear(block.mlp_in), previous, input, block.activation, false);
+      feed(block, weights, previous, input);
       break;
   }
 }
@@ -110,21 +184,22 @@ Embedding::Embedding(Backend& backend, Stream& stream, const ModelSpec& model, c
       table_dtype_(tensors.at(model.token_table).dtype) {
   token_table_ = load_matrix(backend, stream, tensors, model.token_table, table_dtype_);
   const DType compute = backend.compute_dtype(model.dtype);
+  if (seqlen > model.max_positions) {
+    throw Error(ErrorKind::usage,
+                fmt::format("windows of {} tokens: the model has {} positions; give --seqlen {} or less", seqlen,
+                            model.max_positions, model.max_positions));
+  }
   if (model.positions) {
-    if (seqlen > model.max_positions) {
-      throw Error(ErrorKind::usage,
-                  fmt::format("windows of {} tokens: the model has {} positions; give --seqlen {} or less", seqlen,
-                              model.max_positions, model.max_positions));
-    }
     position_table_ = load_matrix(backend, stream, tensors, model.positions->tensor, compute);
     std::vector<std::int32_t> ids(static_cast<std::size_t>(seqlen));
     std::iota(ids.begin(), ids.end(), static_cast<std::int32_t>(model.positions->offset));
-    position_ids_ = backend.allocate(seqlen * size_of(DType::i32));
-    backend.copy_to_device(stream, position_ids_.data(), ids.data(), seqlen * size_of(DType::i32));
-    stream.synchronize();  // `ids` goes out of scope
+    position_ids_ = upload(backend, stream, ids);
   }
   if (model.project_in) {
     project_in_ = load_linear(backend, stream, tensors, *model.project_in, compute);
+  }
+  if (model.embedding_norm) {
+    norm_ = load_norm(backend, stream, tensors, *model.embedding_norm);
   }
 }
 
@@ -149,6 +224,9 @@ void Embedding::run(ConstTensorView<std::int32_t, 1> ids, AnyView<2> hidden) {
                                    .accumulate = true});
     }
   }
+  if (norm_) {
+    apply(backend_, stream_, *norm_, *model_.embedding_norm, hidden, hidden);
+  }
 }
 
 Head::Head(Backend& backend, Stream& stream, const ModelSpec& model, const io::CheckpointReader& tensors,
@@ -166,7 +244,7 @@ Head::Head(Backend& backend, Stream& stream, const ModelSpec& model, const io::C
 
 AnyView<2> Head::input(AnyView<2> hidden) {
   if (norm_) {
-    apply(backend_, stream_, *norm_, model_.final_norm->epsilon, hidden, hidden);
+    apply(backend_, stream_, *norm_, *model_.final_norm, hidden, hidden);
   }
   if (!project_out_) {
     return hidden;

@@ -15,10 +15,10 @@ class BlockForward {
 
   /// Computes the input of `phase` from what the phase before left; with nullopt leaves the block.
   ///
-  ///   attention_in:  input = norm(hidden) (or hidden, with norms behind)
+  ///   attention_in:  input = norm(hidden) (hidden, with norms behind)
   ///   attention_out: previous = attention_in's input;  input = attention(previous Wqkvᵀ)
   ///   mlp_in:        previous = attention_out's input; hidden += previous Woᵀ; input = norm(hidden)
-  ///   mlp_out:       previous = mlp_in's input;        input = activation(previous W1ᵀ)
+  ///   mlp_out:       previous = mlp_in's input;        input = activation(previous W1ᵀ), or its gated form
   ///   nullopt:       previous = mlp_out's input;       hidden += previous W2ᵀ
   /// @param hidden    [tokens, hidden], updated in place
   /// @param previous  [tokens, width of the phase before]
@@ -29,6 +29,10 @@ class BlockForward {
   DType dtype() const { return dtype_; }
 
  private:
+  void attend(const BlockSpec& block, const BlockWeights& weights, ConstAnyView<2> x, AnyView<2> out);
+  void feed(const BlockSpec& block, const BlockWeights& weights, ConstAnyView<2> x, AnyView<2> out);
+  /// The outputs of a phase's linears side by side, in memory that the next call uses again.
+  AnyView<2> project(const BlockSpec& block, Phase phase, const BlockWeights& weights, ConstAnyView<2> x);
   void normalize(const NormSpec& spec, const BlockWeights& weights, ConstAnyView<2> x, AnyView<2> y);
   void add_to_hidden(const BlockSpec& block, const NormSpec& norm, const LinearSpec& linear,
                      const BlockWeights& weights, ConstAnyView<2> x, AnyView<2> hidden);
@@ -37,7 +41,11 @@ class BlockForward {
   Stream& stream_;
   std::int64_t seqlen_;
   DType dtype_;
-  Buffer qkv_;
+  Buffer projected_;
+  std::int64_t rope_half_ = 0;
+  Buffer rope_cos_;  ///< f32 [seqlen, rope_half]; empty without rotary embeddings
+  Buffer rope_sin_;
+  Buffer alibi_slopes_;  ///< f32 [heads]; empty without ALiBi
 };
 
 /// From token ids to hidden states.
@@ -59,6 +67,7 @@ class Embedding {
   Buffer position_table_;
   Buffer position_ids_;  ///< i32 [seqlen]
   std::optional<DeviceLinear> project_in_;
+  std::optional<DeviceNorm> norm_;
 };
 
 /// From hidden states to the head's input, and to losses.

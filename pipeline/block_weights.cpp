@@ -74,10 +74,13 @@ BlockWeights::BlockWeights(Backend& backend, Stream& stream, const BlockSpec& bl
     }
     linears_.emplace(spec.module, std::move(linear));
   }
-  for (const auto& spec : {block.attention_norm, block.mlp_norm}) {
-    norms_.emplace(spec.module, DeviceNorm{.width = spec.width,
-                                           .weight = converted(backend, stream, matrix(spec.weight_name()), DType::f32),
-                                           .bias = converted(backend, stream, matrix(spec.bias_name()), DType::f32)});
+  for (const auto& spec : block.norms()) {
+    DeviceNorm norm{
+        .width = spec.width, .weight = converted(backend, stream, matrix(spec.weight_name()), DType::f32), .bias = {}};
+    if (spec.has_bias()) {
+      norm.bias = converted(backend, stream, matrix(spec.bias_name()), DType::f32);
+    }
+    norms_.emplace(spec.module, std::move(norm));
   }
 }
 
@@ -108,9 +111,11 @@ DeviceLinear load_linear(Backend& backend, Stream& stream, const io::CheckpointR
 }
 
 DeviceNorm load_norm(Backend& backend, Stream& stream, const io::CheckpointReader& tensors, const NormSpec& spec) {
-  return {.width = spec.width,
-          .weight = load_vector(backend, stream, tensors, spec.weight_name()),
-          .bias = load_vector(backend, stream, tensors, spec.bias_name())};
+  DeviceNorm norm{.width = spec.width, .weight = load_vector(backend, stream, tensors, spec.weight_name()), .bias = {}};
+  if (spec.has_bias()) {
+    norm.bias = load_vector(backend, stream, tensors, spec.bias_name());
+  }
+  return norm;
 }
 
 }  // namespace gptqd::pipeline

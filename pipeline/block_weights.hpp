@@ -21,11 +21,14 @@ struct DeviceLinear {
   std::optional<ConstTensorView<float, 1>> bias_view() const;
 };
 
-/// fp32 weight and bias of a norm.
+/// fp32 weight and bias of a norm; no bias for an RMS norm.
 struct DeviceNorm {
   std::int64_t width = 0;
   Buffer weight;
   Buffer bias;
+
+  ConstTensorView<float, 1> weight_view() const { return weight.view<float, 1>({width}); }
+  ConstTensorView<float, 1> bias_view() const { return bias.view<float, 1>({width}); }
 };
 
 class BlockWeights {

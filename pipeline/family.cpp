@@ -12,7 +12,10 @@ struct Family {
   std::string_view model_type;
   ModelSpec (*describe)(const nlohmann::json& config, const io::CheckpointReader& tensors);
 };
-constexpr std::array families{Family{"opt", describe_opt}};
+constexpr std::array families{Family{"bloom", describe_bloom},     Family{"llama", describe_llama},
+                              Family{"mistral", describe_mistral}, Family{"opt", describe_opt},
+                              Family{"phi3", describe_phi3},       Family{"qwen2", describe_qwen2},
+                              Family{"qwen3", describe_qwen3}};
 
 class TensorCheck {
  public:
@@ -45,7 +48,9 @@ class TensorCheck {
   }
   void expect(const NormSpec& norm) const {
     expect(norm.weight_name(), {norm.width});
-    expect(norm.bias_name(), {norm.width});
+    if (norm.has_bias()) {
+      expect(norm.bias_name(), {norm.width});
+    }
   }
 
  private:
@@ -64,12 +69,15 @@ void check_tensors(const ModelSpec& spec, const io::CheckpointReader& tensors) {
       check.expect(*linear);
     }
   }
-  if (spec.final_norm) {
-    check.expect(*spec.final_norm);
+  for (const auto& norm : {spec.embedding_norm, spec.final_norm}) {
+    if (norm) {
+      check.expect(*norm);
+    }
   }
   for (const auto& block : spec.blocks) {
-    check.expect(block.attention_norm);
-    check.expect(block.mlp_norm);
+    for (const auto& norm : block.norms()) {
+      check.expect(norm);
+    }
     for (const auto& linear : block.linears()) {
       check.expect(linear);
     }

@@ -14,6 +14,12 @@ namespace gptqd::pipeline {
 ModelSpec describe_model(const nlohmann::json& config, const io::CheckpointReader& tensors);
 
 // The families. Each throws Error (input) naming what it does not implement.
+ModelSpec describe_bloom(const nlohmann::json& config, const io::CheckpointReader& tensors);
+ModelSpec describe_llama(const nlohmann::json& config, const io::CheckpointReader& tensors);
+ModelSpec describe_mistral(const nlohmann::json& config, const io::CheckpointReader& tensors);
 ModelSpec describe_opt(const nlohmann::json& config, const io::CheckpointReader& tensors);
+ModelSpec describe_phi3(const nlohmann::json& config, const io::CheckpointReader& tensors);
+ModelSpec describe_qwen2(const nlohmann::json& config, const io::CheckpointReader& tensors);
+ModelSpec describe_qwen3(const nlohmann::json& config, const io::CheckpointReader& tensors);
 
 }  // namespace gptqd::pipeline

@@ -149,9 +149,11 @@ HostBlock read_host_block(const io::CheckpointReader& tensors, const BlockSpec& 
     require_finite(name, info.dtype, info.shape, target);
     tick();
   };
-  for (const auto& norm : {block.attention_norm, block.mlp_norm}) {
+  for (const auto& norm : block.norms()) {
     add_from_file(norm.weight_name());
-    add_from_file(norm.bias_name());
+    if (norm.has_bias()) {
+      add_from_file(norm.bias_name());
+    }
   }
   for (const auto& linear : block.linears()) {
     if (const auto found = packed ? packed(linear.module) : std::nullopt) {

@@ -23,7 +23,7 @@ std::vector<LinearSpec> BlockSpec::group(Phase phase) const {
     case Phase::attention_out:
       return {attention_out};
     case Phase::mlp_in:
-      return {mlp_in};
+      return mlp_in;
     case Phase::mlp_out:
       break;
   }
@@ -40,7 +40,25 @@ std::vector<LinearSpec> BlockSpec::linears() const {
   return all;
 }
 
+std::vector<NormSpec> BlockSpec::norms() const {
+  std::vector<NormSpec> all{attention_norm, mlp_norm};
+  for (const auto& norm : {attention.query_norm, attention.key_norm}) {
+    if (norm) {
+      all.push_back(*norm);
+    }
+  }
+  return all;
+}
+
 std::int64_t BlockSpec::input_width(Phase phase) const { return group(phase).front().cols; }
+
+std::int64_t BlockSpec::output_width(Phase phase) const {
+  std::int64_t width = 0;
+  for (const auto& linear : group(phase)) {
+    width += linear.rows;
+  }
+  return width;
+}
 
 std::int64_t ModelSpec::parameters() const {
   std::int64_t count = 0;

@@ -37,6 +37,9 @@ class CpuBackend final : public Backend {
  protected:
   void run(Stream& stream, const LinearArgs& args) override;
   void run(Stream& stream, const LayerNormArgs& args) override;
+  void run(Stream& stream, const RmsNormArgs& args) override;
+  void run(Stream& stream, const RotaryArgs& args) override;
+  void run(Stream& stream, const GatedActivationArgs& args) override;
   void run(Stream& stream, const AttentionArgs& args) override;
   void run(Stream& stream, const EmbeddingArgs& args) override;
   void run(Stream& stream, const CrossEntropyArgs& args) override;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/cpu/activate.hpp"
 #include "kernels/cpu/blas.hpp"
 #include "kernels/cpu/cpu_backend.hpp"
 #include "kernels/cpu/dispatch.hpp"
@@ -37,13 +38,14 @@ struct AddToRows {
   }
 };
 
-/// y <- max(y, 0); NaN stays.
-struct Relu {
+/// y <- activation(y).
+template <Activation activation>
+struct ActivateRows {
   [[gnu::always_inline]] static void run(TensorView<float, 2> y) {
     for (std::int64_t r = 0; r < y.rows(); ++r) {
       float* row = y.row(r);
       for (std::int64_t c = 0; c < y.cols(); ++c) {
-        row[c] = row[c] < 0.0f ? 0.0f : row[c];
+        row[c] = cpu::activate<activation>(row[c]);
       }
     }
   }
@@ -74,8 +76,10 @@ void CpuBackend::run(Stream& stream, const LinearArgs& args) {
       const bool add = args.bias.has_value() || args.accumulate;
       blas::gemm(blas::Op::none, blas::Op::transpose, y_tile.rows(), y_tile.cols(), x.cols(), 1.0f, x_tile.data,
                  x_tile.stride, weight_tile.data, weight_tile.stride, add ? 1.0f : 0.0f, y_tile.data, y_tile.stride);
-      if (args.activation == Activation::relu) {
-        vectorized::call<Relu>(level, y_tile);
+      if (args.activation != Activation::none) {
+        cpu::with_activation(args.activation, [&]<Activation activation>() {
+          vectorized::call<ActivateRows<activation>>(level, y_tile);
+        });
       }
     });
   });

@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -182,7 +183,10 @@ TEST_P(Forward, ClassicConfigurationGivesTheSame) {
   expect_golden(run_model(folder(), golden.ids, golden.seqlen, "config.classic.json"), golden);
 }
 
-TEST_P(Forward, ShardedFilesGiveTheSame) {
+/// What does not depend on a model's details, on one of each architecture.
+class ForwardOfFiles : public Forward {};
+
+TEST_P(ForwardOfFiles, ShardedFilesGiveTheSame) {
   const TemporaryFolder copy;
   HostModel::read(folder()).write_sharded(copy.path(), 3);
   const auto golden = read_golden(folder());
@@ -190,7 +194,7 @@ TEST_P(Forward, ShardedFilesGiveTheSame) {
   expect_golden(run_model(copy.path(), golden.ids, golden.seqlen), golden);
 }
 
-TEST_P(Forward, TheSameWeightsInFloatGiveTheSame) {
+TEST_P(ForwardOfFiles, TheSameWeightsInFloatGiveTheSame) {
   const TemporaryFolder copy;
   auto model = HostModel::read(folder());
   for (auto& tensor : model.tensors) {
@@ -202,7 +206,7 @@ TEST_P(Forward, TheSameWeightsInFloatGiveTheSame) {
   expect_golden(run_model(copy.path(), golden.ids, golden.seqlen), golden);
 }
 
-TEST_P(Forward, Bfloat16FilesGiveWhatTheirValuesInFloatGive) {
+TEST_P(ForwardOfFiles, Bfloat16FilesGiveWhatTheirValuesInFloatGive) {
   const TemporaryFolder half;
   const TemporaryFolder full;
   auto model = HostModel::read(folder());
@@ -225,7 +229,7 @@ TEST_P(Forward, Bfloat16FilesGiveWhatTheirValuesInFloatGive) {
   EXPECT_NEAR(expected.nll, golden.trace.nll, 0.1);  // it is the same model, rounded
 }
 
-TEST_P(Forward, BitsDoNotDependOnTheNumberOfThreads) {
+TEST_P(ForwardOfFiles, BitsDoNotDependOnTheNumberOfThreads) {
   const auto golden = read_golden(folder());
 
   const auto one = run_model(folder(), golden.ids, golden.seqlen, "config.json", 1);
@@ -235,8 +239,46 @@ TEST_P(Forward, BitsDoNotDependOnTheNumberOfThreads) {
   EXPECT_EQ(one.nll, three.nll);
 }
 
-INSTANTIATE_TEST_SUITE_P(Opt, Forward, ::testing::Values("opt-pre", "opt-post"),
-                         [](const auto& info) { return info.param == "opt-pre" ? "pre_norm" : "post_norm"; });
+const std::vector<std::string> golden_models{"bloom-odd",
+                                             "bloom-postln",
+                                             "bloom-pow2",
+                                             "llama-bias",
+                                             "llama-gqa-rope3",
+                                             "llama-mha",
+                                             "llama-rope-dynamic",
+                                             "llama-rope-linear",
+                                             "llama-rope-yarn-mscale",
+                                             "llama-sharded",
+                                             "mistral-window",
+                                             "opt-post",
+                                             "opt-pre",
+                                             "phi3-fused",
+                                             "phi3-longrope-long",
+                                             "phi3-longrope-short",
+                                             "phi3-partial",
+                                             "qwen2-bias",
+                                             "qwen2-mixed-window",
+                                             "qwen2-rope-yarn",
+                                             "qwen3-norm"};
+std::string test_name(const ::testing::TestParamInfo<std::string>& info) {
+  std::string name = info.param;
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
+}
+INSTANTIATE_TEST_SUITE_P(All, Forward, ::testing::ValuesIn(golden_models), test_name);
+INSTANTIATE_TEST_SUITE_P(OfEachArchitecture, ForwardOfFiles,
+                         ::testing::Values("bloom-odd", "llama-bias", "opt-post", "opt-pre", "phi3-fused",
+                                           "qwen3-norm"),
+                         test_name);
+
+TEST(ForwardOfOlderFiles, NamesWithoutTransformerGiveTheSame) {
+  const auto folder = source_path("tests/golden/models/bloom-bare");
+  const auto golden = read_golden(folder);
+
+  const auto got = run_model(folder, golden.ids, golden.seqlen);
+
+  EXPECT_LE(distance(got.values.at("logits"), golden.trace.values.at("logits")), tolerance);
+}
 
 TEST(ForwardOfOlderFiles, NamesWithoutModelGiveTheSame) {
   const auto folder = source_path("tests/golden/models/opt-post");

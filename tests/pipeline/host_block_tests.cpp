@@ -163,7 +163,7 @@ TEST(HostBlock, APackedLinearTakesTheFloatWeightsPlaceAndBecomesItsDequantizedWe
   const auto source = open(source_path(folder_name));
   const auto& spec = source.model.blocks[2];
   for (const bool shuffled : {false, true}) {
-    const auto packed = packed_fc1(spec.mlp_in, shuffled);
+    const auto packed = packed_fc1(spec.mlp_in.front(), shuffled);
     const auto block = read_host_block(
         *source.tensors, spec,
         [&](const std::string& module) { return module == packed.name ? std::optional(packed) : std::nullopt; }, [] {});
@@ -179,11 +179,11 @@ TEST(HostBlock, APackedLinearTakesTheFloatWeightsPlaceAndBecomesItsDequantizedWe
     const BlockWeights weights(*backend, *stream, spec, HostBlock::parse_layout(block.layout()), raw, DType::f16, 4);
     stream->synchronize();
 
-    const auto& linear = weights.linear(spec.mlp_in);
+    const auto& linear = weights.linear(spec.mlp_in.front());
     const auto view = linear.weight_view().as<float>();
-    for (std::int64_t r = 0; r < spec.mlp_in.rows; ++r) {
-      for (std::int64_t c = 0; c < spec.mlp_in.cols; ++c) {
-        const auto group = (shuffled ? spec.mlp_in.cols - 1 - c : c) / 16;
+    for (std::int64_t r = 0; r < spec.mlp_in.front().rows; ++r) {
+      for (std::int64_t c = 0; c < spec.mlp_in.front().cols; ++c) {
+        const auto group = (shuffled ? spec.mlp_in.front().cols - 1 - c : c) / 16;
         const auto steps = static_cast<float>((r + 3 * c) % 16 - (group + 1));
         // Exact: few bits, far from the ends of the range.
         ASSERT_EQ(view(r, c), std::ldexp(static_cast<float>(r + 1), static_cast<int>(-group - 4)) * steps)
@@ -197,7 +197,7 @@ TEST(HostBlock, APackedLinearTakesTheFloatWeightsPlaceAndBecomesItsDequantizedWe
 TEST(HostBlock, APackedLinearOfAnotherShapeIsRefusedByName) {
   const auto source = open(source_path(folder_name));
   const auto& spec = source.model.blocks[0];
-  auto other = spec.mlp_in;
+  auto other = spec.mlp_in.front();
   other.rows = 96;
   const auto packed = packed_fc1(other, false);
 

@@ -19,7 +19,7 @@ ModelSpec model_of_blocks(int count) {
     BlockSpec block;
     block.attention_in.assign(3, {.module = "qkv", .rows = 64, .cols = 64});
     block.attention_out = {.module = "out", .rows = 64, .cols = 64};
-    block.mlp_in = {.module = "fc1", .rows = 256, .cols = 64};
+    block.mlp_in = {{.module = "fc1", .rows = 256, .cols = 64}};
     block.mlp_out = {.module = "fc2", .rows = 64, .cols = 256};
     model.blocks.push_back(block);
   }

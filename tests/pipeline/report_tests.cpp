@@ -75,7 +75,7 @@ TEST(ModelFlops, CountsForwardHessianFactorAndSolveOfEachGroup) {
   BlockSpec block;
   block.attention_in.assign(3, {.module = "qkv", .rows = 2, .cols = 3});
   block.attention_out = {.module = "out", .rows = 3, .cols = 2};
-  block.mlp_in = {.module = "fc1", .rows = 5, .cols = 3};
+  block.mlp_in = {{.module = "fc1", .rows = 5, .cols = 3}};
   block.mlp_out = {.module = "fc2", .rows = 3, .cols = 5};
   constexpr double t = 7;
 
