@@ -14,7 +14,7 @@ namespace gptqd::jobs::test {
 
 namespace fs = std::filesystem;
 
-fs::path demo_model() { return source_path("jobs/demo/opt-7m"); }
+fs::path demo_model(const std::string& name) { return source_path("jobs/demo/" + name); }
 
 fs::path calibration_tokens() { return source_path("tests/golden/gptq/calib_tokens.safetensors"); }
 

@@ -25,7 +25,8 @@ using Words = std::vector<std::string>;
 /// Options by name, with dashes; flags have no value.
 using Options = std::map<std::string, std::string>;
 
-std::filesystem::path demo_model();
+/// A model of jobs/demo.
+std::filesystem::path demo_model(const std::string& name = "opt-7m");
 /// 128 windows of 512 tokens of the demo's calibration text.
 std::filesystem::path calibration_tokens();
 

@@ -1,4 +1,4 @@
-/// @file Perplexities of the demo model, and the losses of its first block against the published code's.
+/// @file Perplexities of the demo models, and the losses of their first blocks against the published code's.
 ///
 /// The first block's q, k and v see the float model, so their losses repeat well; what follows them is chaotic in the
 /// last bits (reference_tests.cpp).
@@ -11,10 +11,13 @@
 namespace gptqd::jobs::test {
 namespace {
 
-TEST(Quality, TheFloatModelsPerplexityIsTransformers) {
-  const auto golden = nlohmann::json::parse(read_text(demo_model() / "golden.json"));
+class FloatModel : public ::testing::TestWithParam<std::string> {};
 
-  const auto result = evaluate(demo_model(), 0);
+TEST_P(FloatModel, HasThePerplexityOfTransformers) {
+  const auto folder = demo_model(GetParam());
+  const auto golden = nlohmann::json::parse(read_text(folder / "golden.json"));
+
+  const auto result = evaluate(folder, 0);
 
   EXPECT_EQ(result.at("windows"), golden.at("eval_windows"));
   EXPECT_EQ(result.at("quantized"), false);
@@ -22,64 +25,88 @@ TEST(Quality, TheFloatModelsPerplexityIsTransformers) {
   EXPECT_NEAR(result.at("perplexity").get<double>(), expected, 1e-4 * expected);
 }
 
-class FirstBlock : public ::testing::TestWithParam<std::string> {};
+INSTANTIATE_TEST_SUITE_P(All, FloatModel, ::testing::Values("opt-7m", "bloom-7m", "llama-7m"),
+                         [](const auto& info) { return info.param.substr(0, info.param.find('-')); });
+
+/// Whether a module belongs to the first block.
+bool in_first_block(const std::string& name) {
+  return name.find("layers.0.") != std::string::npos || name.find("h.0.") != std::string::npos;
+}
+
+/// Whether a module of the first block sees the float model's activations, which repeat well.
+bool sees_float_model(const std::string& name) {
+  return name.ends_with("q_proj") || name.ends_with("k_proj") || name.ends_with("v_proj") ||
+         name.ends_with("query_key_value");
+}
+
+/// A demo model of which config.json knows the first block alone.
+void write_one_block(const std::filesystem::path& source, const std::filesystem::path& target) {
+  auto model = gptqd::test::HostModel::read(source);
+  model.config[model.config.contains("n_layer") ? "n_layer" : "num_hidden_layers"] = 1;
+  std::erase_if(model.tensors, [](const auto& tensor) {
+    const bool of_a_block =
+        tensor.name.find("layers.") != std::string::npos || tensor.name.find(".h.") != std::string::npos;
+    return of_a_block && !in_first_block(tensor.name);
+  });
+  model.write(target);
+}
+
+class FirstBlock : public ::testing::TestWithParam<ReferenceCase> {};
 
 TEST_P(FirstBlock, HasTheLossesOfThePublishedCode) {
   const auto reference = reference_run(GetParam());
   const TemporaryFolder folder;
-  auto model = gptqd::test::HostModel::read(demo_model());
-  model.config["num_hidden_layers"] = 1;
-  std::erase_if(model.tensors, [](const auto& tensor) {
-    return tensor.name.find("layers.") != std::string::npos && tensor.name.find("layers.0.") == std::string::npos;
-  });
-  model.write(folder / "one-block");
+  write_one_block(reference.model, folder / "one-block");
 
   quantize_fully(folder / "one-block", folder / "out", reference.options);
   ASSERT_FALSE(HasFailure());
 
   const auto losses = losses_of(folder / "out");
-  ASSERT_EQ(losses.size(), 6u);
+  std::size_t compared = 0;
   for (const auto& expected : reference.layers) {
-    if (expected.module.find("layers.0.") == std::string::npos) {
+    if (!in_first_block(expected.module)) {
       continue;
     }
+    ++compared;
+    ASSERT_TRUE(losses.contains(expected.module)) << expected.module;
     const auto& got = losses.at(expected.module);
-    const bool sees_float_model = expected.module.ends_with("q_proj") || expected.module.ends_with("k_proj") ||
-                                  expected.module.ends_with("v_proj");
-    const double tolerance = sees_float_model ? 1e-3 : 2e-2;
-    EXPECT_NEAR(got.weight_norm, expected.weight_norm, (sees_float_model ? 1e-4 : 2e-2) * expected.weight_norm)
+    const bool repeats = sees_float_model(expected.module);
+    const double tolerance = repeats ? 1e-3 : 2e-2;
+    EXPECT_NEAR(got.weight_norm, expected.weight_norm, (repeats ? 1e-4 : 2e-2) * expected.weight_norm)
         << expected.module;
     EXPECT_NEAR(got.rtn_loss, expected.rtn_loss, tolerance * expected.rtn_loss) << expected.module;
     EXPECT_NEAR(got.gptq_loss, expected.gptq_loss, tolerance * expected.gptq_loss) << expected.module;
     EXPECT_EQ(got.dead_columns, expected.dead_columns) << expected.module;
   }
+  EXPECT_EQ(losses.size(), compared);
 }
 
-INSTANTIATE_TEST_SUITE_P(All, FirstBlock, ::testing::ValuesIn(reference_names()),
-                         [](const auto& info) { return test_name(info.param); });
+INSTANTIATE_TEST_SUITE_P(Chosen, FirstBlock, ::testing::ValuesIn(chosen_reference_cases()), test_name);
 
-struct Defaults {
-  int bits;
-  std::string same_format;  ///< the reference's configuration of the same bits, groups and symmetry
-};
-void PrintTo(const Defaults& defaults, std::ostream* out) { *out << defaults.bits << " bits"; }
-
-class OwnChoices : public ::testing::TestWithParam<Defaults> {};
+/// Our defaults at a number of bits, and the published code's run in the same format.
+class OwnChoices : public ::testing::TestWithParam<ReferenceCase> {};
 
 TEST_P(OwnChoices, BeatThePublishedOnesInTheSameFormat) {
+  const auto reference = reference_run(GetParam());
   const TemporaryFolder folder;
 
-  quantize_fully(demo_model(), folder / "out", {{"--bits", std::to_string(GetParam().bits)}});
+  quantize_fully(reference.model, folder / "out", {{"--bits", std::to_string(reference.bits)}});
   ASSERT_FALSE(HasFailure());
 
-  EXPECT_LT(evaluate(folder / "out", 128).at("perplexity").get<double>(),
-            reference_run(GetParam().same_format).perplexity);
+  EXPECT_LT(evaluate(folder / "out", 128).at("perplexity").get<double>(), reference.perplexity);
 }
 
-INSTANTIATE_TEST_SUITE_P(All, OwnChoices,
-                         ::testing::Values(Defaults{4, "w4-g128-sym"}, Defaults{3, "w3-g128-asym"},
-                                           Defaults{2, "w2-g128-asym"}),
-                         [](const auto& info) { return fmt::format("bits_{}", info.param.bits); });
+std::vector<ReferenceCase> formats_of_the_defaults() {
+  std::vector<ReferenceCase> cases;
+  for (const char* model : {"opt-7m", "bloom-7m", "llama-7m"}) {
+    for (const char* configuration : {"w4-g128-sym", "w3-g128-asym", "w2-g128-asym"}) {
+      cases.push_back({.model = model, .configuration = configuration});
+    }
+  }
+  return cases;
+}
+
+INSTANTIATE_TEST_SUITE_P(All, OwnChoices, ::testing::ValuesIn(formats_of_the_defaults()), test_name);
 
 }  // namespace
 }  // namespace gptqd::jobs::test

@@ -31,45 +31,73 @@ Options options_of(const nlohmann::json& settings) {
   return options;
 }
 
-nlohmann::json reference_file() {
-  return nlohmann::json::parse(read_text(source_path("tests/golden/gptq/opt-7m.json")));
+const std::vector<std::string> models{"opt-7m", "bloom-7m", "llama-7m"};
+
+nlohmann::json reference_file(const std::string& model) {
+  return nlohmann::json::parse(read_text(source_path("tests/golden/gptq/" + model + ".json")));
 }
 
-TEST(ReferenceResults, EveryConfigurationOfTheFileIsCompared) {
-  const auto file = reference_file();
-  std::vector<std::string> names;
-  for (const auto& [name, unused] : file.at("configs").items()) {
-    names.push_back(name);
-  }
-
-  EXPECT_THAT(reference_names(), ::testing::UnorderedElementsAreArray(names));
-}
+/// Configurations that the files of all models have; opt-7m and llama-7m have one more each.
+const std::vector<std::string> common_configurations{"w4-channel-asym",
+                                                     "w4-channel-sym",
+                                                     "w4-g128-sym",
+                                                     "w4-g128-asym",
+                                                     "w3-channel-asym",
+                                                     "w3-channel-sym",
+                                                     "w3-g128-sym",
+                                                     "w3-g128-asym",
+                                                     "w2-channel-asym",
+                                                     "w2-channel-sym",
+                                                     "w2-g128-sym",
+                                                     "w2-g128-asym",
+                                                     "w4-g32-sym",
+                                                     "w4-g128-sym-actorder-static",
+                                                     "w3-g128-sym-actorder-static"};
 
 }  // namespace
 
-const std::vector<std::string>& reference_names() {
-  static const std::vector<std::string> names{"w4-channel-asym",
-                                              "w4-channel-sym",
-                                              "w4-g128-sym",
-                                              "w4-g128-asym",
-                                              "w3-channel-asym",
-                                              "w3-channel-sym",
-                                              "w3-g128-sym",
-                                              "w3-g128-asym",
-                                              "w2-channel-asym",
-                                              "w2-channel-sym",
-                                              "w2-g128-sym",
-                                              "w2-g128-asym",
-                                              "w4-g32-sym",
-                                              "w4-g128-sym-actorder-static",
-                                              "w3-g128-sym-actorder-static",
-                                              "w4-channel-asym-not-sequential"};
-  return names;
+std::string test_name(const ::testing::TestParamInfo<ReferenceCase>& info) {
+  std::string name = info.param.model + "_" + info.param.configuration;
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
 }
 
-ReferenceRun reference_run(const std::string& name) {
-  const auto settings = reference_file().at("configs").at(name);
-  ReferenceRun run{.bits = settings.at("bits"),
+void PrintTo(const ReferenceCase& which, std::ostream* out) { *out << which.model << " " << which.configuration; }
+
+std::vector<ReferenceCase> other_reference_cases() {
+  const auto chosen = chosen_reference_cases();
+  std::vector<ReferenceCase> cases;
+  for (const auto& model : models) {
+    for (const auto& configuration : common_configurations) {
+      const ReferenceCase which{.model = model, .configuration = configuration};
+      if (std::find(chosen.begin(), chosen.end(), which) == chosen.end()) {
+        cases.push_back(which);
+      }
+    }
+  }
+  return cases;
+}
+
+std::vector<ReferenceCase> chosen_reference_cases() {
+  std::vector<ReferenceCase> cases;
+  for (const auto& model : models) {
+    for (const char* configuration : {"w4-channel-asym", "w4-g128-sym-actorder-static", "w3-g128-asym"}) {
+      cases.push_back({.model = model, .configuration = configuration});
+    }
+  }
+  cases.push_back({.model = "opt-7m", .configuration = "w4-channel-asym-not-sequential"});
+  cases.push_back({.model = "opt-7m", .configuration = "w3-channel-sym"});
+  cases.push_back({.model = "opt-7m", .configuration = "w2-g128-sym"});
+  cases.push_back({.model = "bloom-7m", .configuration = "w2-channel-asym"});
+  cases.push_back({.model = "llama-7m", .configuration = "w2-g128-asym"});
+  cases.push_back({.model = "llama-7m", .configuration = "w8-g128-sym"});
+  return cases;
+}
+
+ReferenceRun reference_run(const ReferenceCase& which) {
+  const auto settings = reference_file(which.model).at("configs").at(which.configuration);
+  ReferenceRun run{.model = demo_model(which.model),
+                   .bits = settings.at("bits"),
                    .options = options_of(settings),
                    .layers = {},
                    .perplexity = settings.at("ppl").at("gptq_ppl_128")};
@@ -77,11 +105,6 @@ ReferenceRun reference_run(const std::string& name) {
     run.layers.push_back(parse_layer(line));
   }
   return run;
-}
-
-std::string test_name(std::string configuration) {
-  std::replace(configuration.begin(), configuration.end(), '-', '_');
-  return configuration;
 }
 
 std::map<std::string, LayerLosses> losses_of(const std::filesystem::path& out) {
@@ -114,5 +137,30 @@ nlohmann::json evaluate(const std::filesystem::path& model, int windows) {
   EXPECT_EQ(result.code, 0) << result.err;
   return result.code == 0 ? nlohmann::json::parse(read_text(folder / "eval.json")) : nlohmann::json();
 }
+
+namespace {
+
+TEST(ReferenceResults, EveryConfigurationOfTheFilesIsCompared) {
+  auto cases = chosen_reference_cases();
+  const auto others = other_reference_cases();
+  cases.insert(cases.end(), others.begin(), others.end());
+  for (const auto& model : models) {
+    const auto file = reference_file(model);
+    std::vector<std::string> in_file;
+    for (const auto& [name, unused] : file.at("configs").items()) {
+      in_file.push_back(name);
+    }
+    std::vector<std::string> compared;
+    for (const auto& which : cases) {
+      if (which.model == model) {
+        compared.push_back(which.configuration);
+      }
+    }
+
+    EXPECT_THAT(compared, ::testing::UnorderedElementsAreArray(in_file)) << model;
+  }
+}
+
+}  // namespace
 
 }  // namespace gptqd::jobs::test
