@@ -28,11 +28,16 @@ function(gptqd_test name)
   else()
     target_link_libraries(${name} PRIVATE GTest::gtest_main)
     gtest_discover_tests(${name} TEST_PREFIX "${name}." DISCOVERY_TIMEOUT 60 PROPERTIES TIMEOUT 120)
-    # gtest_discover_tests flattens lists, so the environment and the labels follow in a file of their own.
+    # gtest_discover_tests flattens lists, so the environment and the labels follow in a file of their own. A parameter
+    # named cuda or cuda_... is a device (tests/kernels/device.hpp).
     set(properties "${CMAKE_CURRENT_BINARY_DIR}/${name}_properties.cmake")
     file(WRITE "${properties}"
       "foreach(test IN LISTS ${name}_TESTS)\n"
-      "  set_tests_properties(\"\${test}\" PROPERTIES ENVIRONMENT \"${GPTQD_TEST_ENVIRONMENT}\" LABELS \"${arg_LABELS}\")\n"
+      "  set(labels \"${arg_LABELS}\")\n"
+      "  if(test MATCHES \"/cuda(_| |$)\")\n"
+      "    list(APPEND labels gpu)\n"
+      "  endif()\n"
+      "  set_tests_properties(\"\${test}\" PROPERTIES ENVIRONMENT \"${GPTQD_TEST_ENVIRONMENT}\" LABELS \"\${labels}\")\n"
       "endforeach()\n")
     set_property(DIRECTORY APPEND PROPERTY TEST_INCLUDE_FILES "${properties}")
   endif()

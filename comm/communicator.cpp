@@ -3,6 +3,8 @@
 #include <utility>
 #include <vector>
 
+#include "comm/nccl/nccl_communicator.hpp"
+
 namespace gptqd::comm {
 
 void Pending::wait() {
@@ -55,6 +57,11 @@ void Communicator::reduce_tree(Stream& stream, TreeSum& local, int owner, AnyVie
   require(root.size() == 1, "sum over the tree: more than one node is left");
   copy(stream, result, local.view(root.front()));
   local.recycle(std::move(root.front().buffer));
+}
+
+std::unique_ptr<Communicator> make_communicator(Group& group, Backend& backend) {
+  return backend.memory_kind() == MemoryKind::cuda ? make_nccl_communicator(group, backend)
+                                                   : make_mpi_communicator(group);
 }
 
 }  // namespace gptqd::comm

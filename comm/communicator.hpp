@@ -7,8 +7,7 @@
 
 #include "comm/group.hpp"
 #include "comm/tree_sum.hpp"
-#include "kernels/base/stream.hpp"
-#include "kernels/base/tensor_view.hpp"
+#include "kernels/backend.hpp"
 
 namespace gptqd::comm {
 
@@ -77,5 +76,9 @@ class Communicator {
 /// Over host memory (the CPU backend's buffers): waits for the stream, then sends. Takes ranks of its own from the
 /// group, so its traffic never mixes with the group's. Collective over the group.
 std::unique_ptr<Communicator> make_mpi_communicator(Group& group);
+
+/// The communicator for a backend's buffers: over MPI for host memory, over NCCL for GPUs'. Collective over the group.
+/// The backend outlives it.
+std::unique_ptr<Communicator> make_communicator(Group& group, Backend& backend);
 
 }  // namespace gptqd::comm

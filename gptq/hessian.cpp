@@ -171,13 +171,7 @@ void HessianSource::accumulate(Panels& panels, const DeviceOrder& order) {
   Backend& backend = team_.backend;
   Stream& stream = team_.stream;
   const auto& layout = panels.layout();
-  std::int64_t scratch_bytes = 0;
-  for (const auto& leaf : input_.leaves) {
-    for (const auto& chunk : leaf.chunks) {
-      scratch_bytes = std::max(scratch_bytes, chunk.bytes());
-    }
-  }
-  const Buffer scratch = scratch_bytes > 0 ? backend.allocate(scratch_bytes) : Buffer();
+  reorder_activations(order.index());
   const auto shape_of = [&](int k) { return Shape<2>{layout.at(k).rows, layout.at(k).cols}; };
   // The widest panel comes first in the order of the factorization, so the tree's buffers are made once.
   comm::TreeSum tree(
@@ -194,10 +188,8 @@ void HessianSource::accumulate(Panels& panels, const DeviceOrder& order) {
         if (chunk.rows() == 0) {
           continue;
         }
-        const auto x = scratch.any_view<2>(chunk.dtype, {chunk.rows(), shape.rows});
-        backend.gather_columns(stream,
-                               {.x = chunk, .index = order.index().slice_rows(shape.first, shape.rows), .y = x});
-        backend.gram_panel(stream, {.x = x, .panel = sum, .accumulate = accumulate});
+        backend.gram_panel(stream,
+                           {.x = chunk.slice_cols(shape.first, shape.rows), .panel = sum, .accumulate = accumulate});
         accumulate = true;
       }
       if (!accumulate) {
@@ -207,6 +199,28 @@ void HessianSource::accumulate(Panels& panels, const DeviceOrder& order) {
     }
     team_.communicator.reduce_tree(stream, tree, panels.owner(k), panels.owns(k) ? panels.view(k) : AnyView<2>{},
                                    fmt::format("Hessian panel {} of {}", k, layer_));
+  }
+  reorder_activations(order.position());
+}
+
+void HessianSource::reorder_activations(DeviceOrder::Map index) {
+  std::int64_t scratch_bytes = 0;
+  for (const auto& leaf : input_.leaves) {
+    for (const auto& chunk : leaf.chunks) {
+      scratch_bytes = std::max(scratch_bytes, chunk.bytes());
+    }
+  }
+  if (scratch_bytes == 0) {
+    return;
+  }
+  const Buffer scratch = team_.backend.allocate(scratch_bytes);
+  for (const auto& leaf : input_.leaves) {
+    for (const auto& chunk : leaf.chunks) {
+      require(chunk.is_dense(), "Hessian: activations whose rows lie apart");
+      const auto reordered = scratch.any_view<2>(chunk.dtype, chunk.shape);
+      team_.backend.gather_columns(team_.stream, {.x = chunk, .index = index, .y = reordered});
+      team_.backend.copy(team_.stream, chunk.data, reordered.data, chunk.bytes());
+    }
   }
 }
 

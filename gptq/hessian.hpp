@@ -13,10 +13,11 @@
 
 namespace gptqd::gptq {
 
-/// The activations of one leaf of the summation tree: chunks of [tokens, cols], in sample order, natural column order.
+/// The activations of one leaf of the summation tree: dense chunks of [tokens, cols], in sample order, natural column
+/// order. While H is accumulated their columns are put into factor order, in place, and afterwards back.
 struct LeafInput {
   int leaf = 0;
-  std::vector<ConstAnyView<2>> chunks;
+  std::vector<AnyView<2>> chunks;
 };
 
 /// Where H comes from: activations (this rank's leaves, contiguous and ascending), or a given matrix (tools, tests).
@@ -54,6 +55,7 @@ class HessianSource {
 
  private:
   void accumulate(Panels& panels, const DeviceOrder& order);
+  void reorder_activations(DeviceOrder::Map index);
   void extract(Panels& panels, const ColumnOrder& order);
   [[noreturn]] void throw_not_finite(const std::string& what);
 

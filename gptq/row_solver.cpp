@@ -17,70 +17,6 @@ std::int64_t rows_of_scratch(std::int64_t row_bytes) {
   return std::max<std::int64_t>(1, scratch_bytes / row_bytes);
 }
 
-/// What the statistics need of some rows, in host memory.
-template <class T>
-struct HostRows {
-  std::vector<T> delta;             // [rows, n]
-  std::vector<std::uint8_t> codes;  // [rows, n]
-};
-
-/// Σ_a extra[a]·delta[a]².
-template <class T>
-double damping_share(std::span<const T> delta, std::span<const double> extra) {
-  double sum = 0;
-  for (std::size_t a = 0; a < delta.size(); ++a) {
-    const double value = delta[a];
-    sum += extra[a] * value * value;
-  }
-  return sum;
-}
-
-/// Codes at an end of the range that lie further than half a step from their weight.
-template <class T>
-std::int64_t count_saturated(std::span<const T> delta, std::span<const std::uint8_t> codes,
-                             std::span<const float> scales, std::span<const std::int32_t> group, int bits) {
-  const int last = (1 << bits) - 1;
-  std::int64_t count = 0;
-  for (std::size_t a = 0; a < delta.size(); ++a) {
-    if (codes[a] == 0 || codes[a] == last) {
-      const double half_step = 0.5 * scales[static_cast<std::size_t>(group[a])];
-      count += std::abs(static_cast<double>(delta[a])) > half_step * (1 + 1e-6) ? 1 : 0;
-    }
-  }
-  return count;
-}
-
-template <class T>
-void add_host_statistics(Team& team, ConstAnyView<2> delta, ConstTensorView<std::uint8_t, 2> codes,
-                         std::span<const float> scales, std::span<const std::int32_t> group, int bits,
-                         std::span<const double> extra, std::span<RowStatistics> rows) {
-  const std::int64_t n = delta.cols();
-  const auto width = static_cast<std::size_t>(n);
-  const std::size_t groups = scales.size() / rows.size();
-  const std::int64_t step = std::min(delta.rows(), rows_of_scratch(n * size_of(delta.dtype)));
-  HostRows<T> host{.delta = std::vector<T>(static_cast<std::size_t>(step * n)),
-                   .codes = std::vector<std::uint8_t>(static_cast<std::size_t>(step * n))};
-  for (std::int64_t first = 0; first < delta.rows(); first += step) {
-    const std::int64_t count = std::min(step, delta.rows() - first);
-    team.backend.copy_to_host(team.stream, host.delta.data(), delta.slice_rows(first, count).data,
-                              count * n * size_of(delta.dtype));
-    team.backend.copy_to_host(team.stream, host.codes.data(), codes.row(first), count * n);
-    team.stream.synchronize();
-    for (std::int64_t i = 0; i < count; ++i) {
-      const auto row = static_cast<std::size_t>(first + i);
-      const auto offset = static_cast<std::size_t>(i) * width;
-      const auto errors = std::span<const T>(host.delta).subspan(offset, width);
-      rows[row].saturated_codes =
-          count_saturated(errors, std::span<const std::uint8_t>(host.codes).subspan(offset, width),
-                          scales.subspan(row * groups, groups), group, bits);
-      rows[row].non_finite = std::count_if(errors.begin(), errors.end(), [](T value) { return !std::isfinite(value); });
-      if (!extra.empty()) {
-        rows[row].loss -= damping_share(errors, extra);
-      }
-    }
-  }
-}
-
 }  // namespace
 
 RowRange rows_of(int rank, int size, std::int64_t rows, std::int64_t row_tile) {
@@ -295,38 +231,56 @@ void RowSolver::pack() {
 }
 
 std::vector<RowStatistics> RowSolver::statistics(const Factorization* factorization) {
+  Backend& backend = team_.backend;
   const auto count = static_cast<std::size_t>(rows_.count);
   std::vector<RowStatistics> rows(count);
   if (empty()) {
     return rows;
   }
+  // The solve's own loss is the damped one.
+  Buffer extra;
+  RowStatisticsArgs args{.bits = spec_.bits,
+                         .delta = matrix(delta_),
+                         .codes = codes(),
+                         .group = order_.group(),
+                         .scales = places_.scales,
+                         .damping_share = {},
+                         .saturated = {},
+                         .non_finite = {}};
+  if (solved_ && factorization != nullptr) {
+    extra = upload(backend, team_.stream, std::span<const double>(factorization->diagonal.extra));
+    args.extra = extra.view<const double, 1>({n_});
+  }
+  const Buffer shares = backend.allocate(rows_.count * size_of(DType::f64));
+  const Buffer counts = backend.allocate(2 * rows_.count * size_of(DType::i32));
+  args.damping_share = shares.view<double, 1>({rows_.count});
+  args.saturated = counts.view<std::int32_t, 1>({rows_.count});
+  args.non_finite = counts.view<std::int32_t, 1>({rows_.count}, rows_.count * size_of(DType::i32));
+  backend.row_statistics(team_.stream, args);
+
   std::vector<double> norms(3 * count);
+  std::vector<double> damping(count);
+  std::vector<std::int32_t> counted(2 * count);
   const auto groups = static_cast<std::size_t>(places_.scales.cols());
   std::vector<float> scales(count * groups);
-  team_.backend.copy_to_host(team_.stream, norms.data(), norms_.data(), std::ssize(norms) * size_of(DType::f64));
-  team_.backend.copy_to_host(team_.stream, scales.data(), places_.scales.data,
-                             std::ssize(scales) * size_of(DType::f32));
+  const auto fetch = [&](auto& host, const void* device) {
+    backend.copy_to_host(team_.stream, host.data(), device,
+                         std::ssize(host) * static_cast<std::int64_t>(sizeof(host[0])));
+  };
+  fetch(norms, norms_.data());
+  fetch(damping, shares.data());
+  fetch(counted, counts.data());
+  fetch(scales, places_.scales.data);
   team_.stream.synchronize();
   for (std::size_t r = 0; r < count; ++r) {
     const auto own = std::span<const float>(scales).subspan(r * groups, groups);
-    rows[r] = {.loss = norms[r],
-               .rtn_loss = baseline_ ? norms[count + r] : norms[r],
+    rows[r] = {.loss = norms[r] - damping[r],
+               .rtn_loss = baseline_ ? norms[count + r] : norms[r] - damping[r],
                .weight_norm = norms[2 * count + r],
                .min_scale = *std::min_element(own.begin(), own.end()),
                .max_scale = *std::max_element(own.begin(), own.end()),
-               .saturated_codes = 0,
-               .non_finite = 0};
-  }
-  // The solve's own loss is the damped one.
-  const auto extra = solved_ && factorization != nullptr ? std::span<const double>(factorization->diagonal.extra)
-                                                         : std::span<const double>();
-  const auto add = [&]<class T>(T) {
-    add_host_statistics<T>(team_, matrix(delta_), codes(), scales, order_.host().factor.group, spec_.bits, extra, rows);
-  };
-  if (spec_.solver == DType::f64) {
-    add(double{});
-  } else {
-    add(float{});
+               .saturated_codes = counted[r],
+               .non_finite = counted[count + r]};
   }
   return rows;
 }

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "io/json_file.hpp"
+#include "io/pytorch/pytorch_file.hpp"
 #include "io/safetensors.hpp"
 #include "kernels/base/error.hpp"
 
@@ -21,8 +22,13 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* single_name = "model.safetensors";
-constexpr const char* index_name = "model.safetensors.index.json";
+/// How the folders of one format name their files.
+struct FileNames {
+  const char* single;
+  const char* index;
+};
+constexpr FileNames safetensors_names{"model.safetensors", "model.safetensors.index.json"};
+constexpr FileNames pytorch_names{"pytorch_model.bin", "pytorch_model.bin.index.json"};
 
 /// True when something of that name can be seen; what cannot be looked up counts as missing.
 bool is_there(const fs::path& path) {
@@ -30,14 +36,15 @@ bool is_there(const fs::path& path) {
   return fs::exists(path, ignored);
 }
 
-/// One or more safetensors files as one set of tensors.
-class SafetensorsCheckpoint : public CheckpointReader {
+/// One or more files of one format, SafetensorsFile or PytorchFile, as one set of tensors.
+template <class WeightFile>
+class FilesCheckpoint : public CheckpointReader {
  public:
-  SafetensorsCheckpoint(fs::path folder, std::vector<std::string> file_names)
+  FilesCheckpoint(fs::path folder, std::vector<std::string> file_names)
       : folder_(std::move(folder)), file_names_(std::move(file_names)) {
     files_.reserve(file_names_.size());
     for (const auto& name : file_names_) {
-      const SafetensorsFile& file = files_.emplace_back(folder_ / name);
+      const WeightFile& file = files_.emplace_back(folder_ / name);
       for (const auto& tensor : file.tensors()) {
         TensorInfo info = tensor;
         info.file_index = static_cast<int>(files_.size()) - 1;
@@ -90,7 +97,7 @@ class SafetensorsCheckpoint : public CheckpointReader {
  private:
   fs::path folder_;
   std::vector<std::string> file_names_;
-  std::vector<SafetensorsFile> files_;
+  std::vector<WeightFile> files_;
   std::vector<TensorInfo> tensors_;
   std::unordered_map<std::string_view, const TensorInfo*> by_name_;
 };
@@ -116,7 +123,8 @@ std::map<std::string, std::string> read_weight_map(const fs::path& index) {
   return result;
 }
 
-std::unique_ptr<CheckpointReader> open_sharded(const fs::path& folder) {
+template <class WeightFile>
+std::unique_ptr<CheckpointReader> open_sharded(const fs::path& folder, const char* index_name) {
   const auto weight_map = read_weight_map(folder / index_name);
   std::vector<std::string> names;
   for (const auto& [tensor, file] : weight_map) {
@@ -130,7 +138,7 @@ std::unique_ptr<CheckpointReader> open_sharded(const fs::path& folder) {
                                                 (folder / index_name).string(), name));
     }
   }
-  auto reader = std::make_unique<SafetensorsCheckpoint>(folder, names);
+  auto reader = std::make_unique<FilesCheckpoint<WeightFile>>(folder, names);
   for (const auto& [tensor, file] : weight_map) {
     const TensorInfo* info = reader->find(tensor);
     if (info == nullptr || reader->file_name(*info) != file) {
@@ -141,6 +149,18 @@ std::unique_ptr<CheckpointReader> open_sharded(const fs::path& folder) {
     }
   }
   return reader;
+}
+
+/// The reader of the files of one format, or null when the folder has none.
+template <class WeightFile>
+std::unique_ptr<CheckpointReader> open_format(const fs::path& folder, const FileNames& names) {
+  if (is_there(folder / names.single)) {
+    return std::make_unique<FilesCheckpoint<WeightFile>>(folder, std::vector<std::string>{names.single});
+  }
+  if (is_there(folder / names.index)) {
+    return open_sharded<WeightFile>(folder, names.index);
+  }
+  return nullptr;
 }
 
 /// Levenshtein's distance.
@@ -174,14 +194,29 @@ std::unique_ptr<CheckpointReader> CheckpointReader::open(const fs::path& folder)
     throw Error(ErrorKind::input,
                 fmt::format("{}: expected a folder with config.json and the weights, got a file", folder.string()));
   }
-  if (is_there(folder / single_name)) {
-    return std::make_unique<SafetensorsCheckpoint>(folder, std::vector<std::string>{single_name});
+  if (auto reader = open_format<SafetensorsFile>(folder, safetensors_names)) {
+    return reader;
   }
-  if (is_there(folder / index_name)) {
-    return open_sharded(folder);
+  if (auto reader = open_format<PytorchFile>(folder, pytorch_names)) {
+    return reader;
   }
   throw Error(ErrorKind::input,
-              fmt::format("{}: no weights; looked for {} and {}", folder.string(), single_name, index_name));
+              fmt::format("{}: no weights; looked for {}, {}, {} and {}", folder.string(), safetensors_names.single,
+                          safetensors_names.index, pytorch_names.single, pytorch_names.index));
+}
+
+std::optional<std::int64_t> dense_bytes(const std::vector<std::int64_t>& shape, DType dtype) {
+  // An extent of 0 makes the whole 0, even where the others would overflow.
+  if (std::find(shape.begin(), shape.end(), 0) != shape.end()) {
+    return 0;
+  }
+  std::int64_t bytes = size_of(dtype);
+  for (const auto extent : shape) {
+    if (__builtin_mul_overflow(bytes, extent, &bytes)) {
+      return std::nullopt;
+    }
+  }
+  return bytes;
 }
 
 const TensorInfo& CheckpointReader::at(std::string_view name) const {

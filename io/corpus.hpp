@@ -1,15 +1,15 @@
 #pragma once
-/// @file Calibration and evaluation tokens: from texts and token files to windows of one length.
+/// @file Calibration and evaluation tokens as windows of one length. Where they come from is in io/corpus/.
 #include <cstdint>
-#include <filesystem>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
-#include "io/tokenizer.hpp"
-
 namespace gptqd::io {
+
+/// Most tokens of all windows together.
+inline constexpr std::int64_t most_tokens = std::int64_t{1} << 31;
 
 /// Windows of token ids, all of one length.
 struct TokenWindows {
@@ -26,26 +26,11 @@ struct TokenWindows {
   friend bool operator==(const TokenWindows&, const TokenWindows&) = default;
 };
 
-/// Whether `path` names a token file (ends in .safetensors) and not a text.
-bool is_token_file(const std::filesystem::path& path);
-
-/// Reads `input_ids`, I32 or I64 [samples, seqlen], of a safetensors file.
-/// @throws Error (input) for other types and shapes, and for ids below 0 or above 2^31 - 1; (io)
-TokenWindows read_token_file(const std::filesystem::path& path);
-
-/// Reads a whole file as text. @throws Error (input) if it is missing, a folder, empty or 2 GiB and more; (io)
-std::string read_text_file(const std::filesystem::path& path);
-
-/// Tokens of a whole text file, tokenized once; the special tokens of the tokenizer's template come once.
-/// @throws Error as read_text_file and Tokenizer::encode
-std::vector<std::int32_t> read_text_tokens(const Tokenizer& tokenizer, const std::filesystem::path& path,
-                                           SpecialTokens special);
-
 /// Random windows of a token stream as the published GPTQ code draws them: random.seed(seed) once, then for each sample
 /// i = random.randint(0, T - seqlen - 1) and the window is tokens[i : i + seqlen]. T is the number of tokens.
 ///
 /// @param name  what the tokens come from, for the message
-/// @throws Error (input) if T <= seqlen; (usage) unless samples, seqlen > 0 and their product is at most 2^31
+/// @throws Error (input) if T <= seqlen; (usage) unless samples, seqlen > 0 and their product is at most most_tokens
 TokenWindows draw_windows(std::span<const std::int32_t> tokens, std::int64_t samples, std::int64_t seqlen,
                           std::uint64_t seed, std::string_view name = "the calibration text");
 
@@ -59,6 +44,9 @@ TokenWindows sequential_windows(std::span<const std::int32_t> tokens, std::int64
 /// The first `seqlen` tokens of the first `samples` windows. @throws Error (input) if there are fewer; (usage)
 TokenWindows take(const TokenWindows& windows, std::int64_t samples, std::int64_t seqlen,
                   std::string_view name = "the token file");
+
+/// @throws Error (usage) unless samples and seqlen are positive and their product is at most most_tokens
+void check_window_counts(std::int64_t samples, std::int64_t seqlen);
 
 /// Checks that 0 <= id < vocab for all ids.
 /// @param where  what the windows come from, for the message

@@ -19,7 +19,7 @@ namespace {
 namespace fs = std::filesystem;
 
 /// Short names, lower case, and the repositories they stand for.
-constexpr std::array<std::pair<std::string_view, std::string_view>, 34> aliases{{
+constexpr std::array<std::pair<std::string_view, std::string_view>, 38> aliases{{
     {"bloom", "bigscience/bloom"},
     {"bloom-176b", "bigscience/bloom"},
     {"bloom-7b1", "bigscience/bloom-7b1"},
@@ -38,6 +38,10 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 34> aliases{
     {"opt-13b", "facebook/opt-13b"},
     {"opt-30b", "facebook/opt-30b"},
     {"opt-66b", "facebook/opt-66b"},
+    {"llama-7b", "huggyllama/llama-7b"},
+    {"llama-13b", "huggyllama/llama-13b"},
+    {"llama-30b", "huggyllama/llama-30b"},
+    {"llama-65b", "huggyllama/llama-65b"},
     {"llama-2-7b", "meta-llama/Llama-2-7b-hf"},
     {"llama-2-13b", "meta-llama/Llama-2-13b-hf"},
     {"llama-2-70b", "meta-llama/Llama-2-70b-hf"},
@@ -90,6 +94,7 @@ std::vector<fs::path> cache_folders() {
     }
   };
   add("HF_HUB_CACHE", "");
+  add("HUGGINGFACE_HUB_CACHE", "");
   add("HF_HOME", "hub");
   add("XDG_CACHE_HOME", "huggingface/hub");
   add("HOME", ".cache/huggingface/hub");
@@ -119,6 +124,26 @@ std::string main_commit(const fs::path& repository) {
                        return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
                      });
   return plain ? hash : "";
+}
+
+/// What to say of a repository's place in the cache that gave no snapshot: nothing when the repository is not there.
+std::string why_not(const fs::path& repository, const std::string& commit) {
+  if (!is_folder(repository)) {
+    return "";
+  }
+  std::vector<std::string> snapshots;
+  std::error_code error;
+  for (fs::directory_iterator entry(repository / "snapshots", error), end; !error && entry != end;
+       entry.increment(error)) {
+    snapshots.push_back(entry->path().filename().string());
+  }
+  std::sort(snapshots.begin(), snapshots.end());
+  snapshots.resize(std::min<std::size_t>(snapshots.size(), 3));
+  return fmt::format(" (the repository is there, but {}{})",
+                     commit.empty() ? "it has no refs/main" : "not the snapshot of its refs/main",
+                     snapshots.empty() ? ""
+                                       : fmt::format("; give the folder of one of snapshots/{}",
+                                                     fmt::join(snapshots, ", snapshots/")));
 }
 
 }  // namespace
@@ -161,13 +186,13 @@ fs::path find_model(const std::string& name) {
       if (!commit.empty() && is_folder(snapshot)) {
         return snapshot;
       }
-      looked.push_back(snapshot.string());
+      looked.push_back(snapshot.string() + why_not(repository, commit));
     }
   }
   throw Error(
       ErrorKind::input,
       fmt::format("model {} was not found; looked for the folders\n  {}\nGive the folder's path, or download the "
-                  "model first (huggingface-cli download {})",
+                  "model first (hf download {})",
                   name, fmt::join(looked, "\n  "), names.back()));
 }
 

@@ -10,7 +10,6 @@
 #include <iterator>
 #include <limits>
 #include <nlohmann/json.hpp>
-#include <optional>
 #include <unordered_set>
 
 #include "kernels/base/error.hpp"
@@ -28,21 +27,6 @@ constexpr std::size_t most_extents = 64;
 std::string_view shortened(std::string_view text) { return text.substr(0, 200); }
 
 std::string shape_text(const std::vector<std::int64_t>& shape) { return fmt::format("[{}]", fmt::join(shape, ", ")); }
-
-/// extents[0] · extents[1] · ... · element_bytes, or nullopt when it exceeds 63 bits.
-std::optional<std::int64_t> product(const std::vector<std::int64_t>& extents, std::int64_t element_bytes) {
-  // An extent of 0 makes the whole 0, even where the others would overflow.
-  if (std::find(extents.begin(), extents.end(), 0) != extents.end()) {
-    return 0;
-  }
-  std::int64_t bytes = element_bytes;
-  for (const auto extent : extents) {
-    if (__builtin_mul_overflow(bytes, extent, &bytes)) {
-      return std::nullopt;
-    }
-  }
-  return bytes;
-}
 
 /// Reads the header's JSON event by event: nothing but tensors is ever held, and each offence is named where it occurs.
 class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
@@ -221,7 +205,7 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
     if (offsets_[1] < offsets_[0]) {
       fail(fmt::format("data_offsets [{}, {}] end before they begin", offsets_[0], offsets_[1]));
     }
-    const auto bytes = product(tensor_.shape, size_of(tensor_.dtype));
+    const auto bytes = dense_bytes(tensor_.shape, tensor_.dtype);
     if (!bytes) {
       fail(fmt::format("shape {} overflows 63 bits", shape_text(tensor_.shape)));
     }
@@ -413,7 +397,7 @@ std::int64_t TensorDeclaration::bytes() const {
   for (const auto extent : shape) {
     require(extent >= 0, fmt::format("safetensors: tensor \"{}\" has the negative extent {}", name, extent));
   }
-  const auto result = product(shape, size_of(dtype));
+  const auto result = dense_bytes(shape, dtype);
   require(result.has_value(), fmt::format("safetensors: the shape of tensor \"{}\" overflows 63 bits", name));
   return *result;
 }

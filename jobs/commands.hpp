@@ -7,5 +7,6 @@ namespace gptqd::jobs {
 int quantize_command(const Arguments& arguments);
 int merge_command(const Arguments& arguments);
 int eval_command(const Arguments& arguments);
+int tokenize_command(const Arguments& arguments);
 
 }  // namespace gptqd::jobs

@@ -9,7 +9,7 @@ packages=(
   openmpi-bin libopenmpi-dev
   libopenblas-dev libopenblas-pthread-dev liblapacke-dev
   libhdf5-dev libboost-program-options-dev libfmt-dev libspdlog-dev nlohmann-json3-dev libxxhash-dev libpcre2-dev
-  libutf8proc-dev libsentencepiece-dev libminizip-dev zlib1g-dev
+  libutf8proc-dev libsentencepiece-dev zlib1g-dev
   libgtest-dev libgmock-dev
   "$@"
 )

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <filesystem>
 
 #include "io/model_lookup.hpp"
@@ -6,6 +7,7 @@
 #include "jobs/session.hpp"
 #include "jobs/shipped_data.hpp"
 #include "pipeline/quantize_run.hpp"
+#include "pipeline/synthetic.hpp"
 
 namespace gptqd::jobs {
 
@@ -23,19 +25,29 @@ Run the same command again after an interruption: finished blocks are kept.
 
 po::options_description model_options() {
   po::options_description options("Model and data", 100, 50);
-  options.add_options()("model", po::value<std::string>()->value_name("NAME|DIR"),
-                        "Hugging Face folder, or a name in $GPTQ_DIST_MODELS or the Hugging Face cache")(
+  options.add_options()(
+      "model", po::value<std::string>()->value_name("NAME|DIR"),
+      "Hugging Face folder, or a name in $GPTQ_DIST_MODELS or the Hugging Face cache; or synthetic:NAME[:blocks=N]"
+      "[:vocab=V], a known shape with generated weights, to measure (ends with the shards)")(
       "out", po::value<std::string>()->value_name("DIR"),
       "where the artifact goes; default ./NAME-w4g128 (bits and group size)")(
       "work", po::value<std::string>()->value_name("DIR"), "where shards and checkpoint go; default OUT.work")(
-      "calibration", po::value<std::string>()->value_name("FILE"),
-      "text, or token ids (.safetensors with input_ids); default: the text that ships with the program")(
-      "samples", po::value<std::int64_t>()->value_name("N"), "calibration windows; default 128")(
+      "calibration", po::value<std::vector<std::string>>()->multitoken()->value_name("FILE|NAME..."),
+      "text, JSON lines (.jsonl, .json), both also as .gz; token ids (.safetensors, .npy); or c4, wikitext2, ptb, "
+      "whose "
+      "files are looked for in $GPTQ_DIST_DATA. Several share the windows. Default: the text that ships with the "
+      "program")("samples", po::value<std::int64_t>()->value_name("N"), "calibration windows; default 128")(
       "seqlen", po::value<std::int64_t>()->value_name("N"),
       "tokens a window; default 2048 or the model's maximum; a token file's own length")(
       "seed", po::value<std::uint64_t>()->default_value(0)->value_name("N"), "of the choice of windows")(
+      "sampling", po::value<std::string>()->default_value("random")->value_name("random|sequential"),
+      "windows at random, as the published code draws them; or from the beginning, without overlap")(
+      "documents", po::value<std::string>()->value_name("packed|separate"),
+      "packed: one stream of the documents' tokens; separate: a window lies in one document, short ones are left out. "
+      "Default: separate for c4 by name, else packed")(
       "report", po::value<std::string>()->value_name("FILE"),
       "write the run's account (layers, losses, seconds) as JSON; WORK/report.json is always written")(
+      "no-merge", po::bool_switch(), "end with the shards; gptq-dist merge WORK makes the artifact later")(
       "max-shard-size", po::value<double>()->default_value(4)->value_name("GB"),
       "largest file of weights in the artifact");
   return options;
@@ -74,9 +86,10 @@ po::options_description expert_options() {
                         "split the blocks over N groups of ranks; 1 keeps every rank busy")(
       "hessian-leaves", po::value<int>()->default_value(8)->value_name("N"),
       "* leaves of the summation tree, a power of two, at least the ranks of a stage")(
-      "panel-columns", po::value<std::int64_t>()->default_value(gptq::Partition{}.panel_columns)->value_name("N"),
-      "* width of H's column panels")("row-tile", po::value<std::int64_t>()->default_value(64)->value_name("N"),
-                                      "* rows of W solved together")(
+      "panel-columns", po::value<std::int64_t>()->value_name("N"),
+      "* width of H's column panels; default 768 on CPUs, 2048 on GPUs")(
+      "row-tile", po::value<std::int64_t>()->value_name("N"),
+      "* rows of W solved together; default 64 on CPUs, 2048 on GPUs")(
       "micro-batch-tokens", po::value<std::int64_t>()->default_value(4096)->value_name("N"),
       "* tokens computed together")("solver-precision",
                                     po::value<std::string>()->default_value("f32")->value_name("f32|f64"),
@@ -129,9 +142,13 @@ gptq::QuantSpec quant_spec(const CommandLine& line) {
 }
 
 gptq::Partition partition(const CommandLine& line) {
-  gptq::Partition cut{.leaves = positive<int>(line, "hessian-leaves"),
-                      .panel_columns = positive<std::int64_t>(line, "panel-columns"),
-                      .row_tile = positive<std::int64_t>(line, "row-tile")};
+  gptq::Partition cut{.leaves = positive<int>(line, "hessian-leaves"), .panel_columns = 0, .row_tile = 0};
+  for (const auto& [option, target] :
+       {std::pair("panel-columns", &cut.panel_columns), std::pair("row-tile", &cut.row_tile)}) {
+    if (line.has(option)) {
+      *target = positive<std::int64_t>(line, option);
+    }
+  }
   if ((cut.leaves & (cut.leaves - 1)) != 0 || cut.leaves > 65536) {
     refuse(fmt::format("--hessian-leaves {}: expected a power of two up to 65,536", cut.leaves));
   }
@@ -145,7 +162,9 @@ std::filesystem::path default_out(const std::string& model, const gptq::QuantSpe
     name = name.parent_path();
   }
   const std::string group = spec.group_size < 0 ? "channel" : fmt::format("g{}", spec.group_size);
-  return fmt::format("{}-w{}{}", name.filename().string(), spec.bits, group);
+  std::string base = name.filename().string();
+  std::replace(base.begin(), base.end(), ':', '-');  // of a synthetic model
+  return fmt::format("{}-w{}{}", base, spec.bits, group);
 }
 
 /// The same option names the work folder when OUT does: "out.work" beside "out".
@@ -158,6 +177,28 @@ std::filesystem::path default_work(const std::filesystem::path& out) {
   return name;
 }
 
+pipeline::CalibrationRequest calibration_request(const CommandLine& line) {
+  pipeline::CalibrationRequest request;
+  if (line.has("calibration")) {
+    for (const auto& word : line.get<std::vector<std::string>>("calibration")) {
+      request.sources.push_back(io::TextSource::from_word(word));
+    }
+  } else if (!pipeline::is_synthetic(line.get<std::string>("model"))) {
+    request.sources.push_back({.file = shipped_calibration_text()});
+  }
+  for (const auto& [option, target] : {std::pair("samples", &request.samples), std::pair("seqlen", &request.seqlen)}) {
+    if (line.has(option)) {
+      *target = positive<std::int64_t>(line, option);
+    }
+  }
+  request.seed = line.get<std::uint64_t>("seed");
+  request.sampling = io::sampling_from_name(line.get<std::string>("sampling"));
+  if (line.has("documents")) {
+    request.documents = io::documents_from_name(line.get<std::string>("documents"));
+  }
+  return request;
+}
+
 pipeline::QuantizeConfig quantize_config(const CommandLine& line) {
   if (!line.has("model")) {
     refuse("--model is missing: name a Hugging Face folder or a model; see gptq-dist quantize --help");
@@ -165,22 +206,17 @@ pipeline::QuantizeConfig quantize_config(const CommandLine& line) {
   pipeline::QuantizeConfig config;
   config.spec = quant_spec(line);
   config.partition = partition(line);
-  config.model = io::find_model(line.get<std::string>("model"));
+  const auto& model = line.get<std::string>("model");
+  const bool synthetic = pipeline::is_synthetic(model);
+  config.model = synthetic ? std::filesystem::path(model) : io::find_model(model);
+  config.merge = !synthetic && !line.flag("no-merge");
   config.out = line.has("out") ? std::filesystem::path(line.get<std::string>("out"))
                                : default_out(line.get<std::string>("model"), config.spec);
   config.work = line.has("work") ? std::filesystem::path(line.get<std::string>("work")) : default_work(config.out);
   if (line.has("report")) {
     config.report = line.get<std::string>("report");
   }
-  config.calibration.file = line.has("calibration") ? std::filesystem::path(line.get<std::string>("calibration"))
-                                                    : shipped_calibration_text();
-  for (const auto& [option, target] :
-       {std::pair("samples", &config.calibration.samples), std::pair("seqlen", &config.calibration.seqlen)}) {
-    if (line.has(option)) {
-      *target = positive<std::int64_t>(line, option);
-    }
-  }
-  config.calibration.seed = line.get<std::uint64_t>("seed");
+  config.calibration = calibration_request(line);
   config.micro_batch_tokens = positive<std::int64_t>(line, "micro-batch-tokens");
   config.true_sequential = choose(line, "true-sequential", "no-true-sequential", true);
   config.stages = positive<int>(line, "stages");
@@ -197,13 +233,15 @@ void print_summary(const pipeline::QuantizeSummary& summary, const pipeline::Qua
     return;
   }
   fmt::print("{} bits, {} -> {}, {} blocks computed, {} found, {}\n", config.spec.bits,
-             human_bytes(summary.source_bytes), human_bytes(summary.artifact_bytes), summary.blocks_computed,
-             summary.blocks_found, human_seconds(summary.seconds));
+             human_bytes(summary.source_bytes), config.merge ? human_bytes(summary.artifact_bytes) : "shards",
+             summary.blocks_computed, summary.blocks_found, human_seconds(summary.seconds));
   if (summary.loss_ratio) {
     fmt::print("layer losses: {:.3f} of round-to-nearest's on the same kind of grid (geometric mean)\n",
                *summary.loss_ratio);
   }
-  fmt::print("artifact: {}\nreport:   {}\n", out, std::filesystem::absolute(config.work / "report.json").string());
+  fmt::print("{} {}\nreport:   {}\n", config.merge ? "artifact:" : "shards:  ",
+             config.merge ? out : std::filesystem::absolute(config.work).string(),
+             std::filesystem::absolute(config.work / "report.json").string());
 }
 
 }  // namespace
@@ -220,7 +258,8 @@ int quantize_command(const Arguments& arguments) {
   const auto config = quantize_config(line);
   return run_session(line, [&](comm::World& world, Backend& backend) {
     const auto observer = console_observer();
-    if (world.rank() == 0 && !line.has("calibration") && config.spec.method != gptq::Method::rtn) {
+    if (world.rank() == 0 && !config.calibration.sources.empty() && !line.has("calibration") &&
+        config.spec.method != gptq::Method::rtn) {
       note(
           "calibrating with the general English text that ships with the program; a text like your own (--calibration "
           "FILE) gives better results");

@@ -28,13 +28,26 @@
 #include "kernels/pack.hpp"
 #include "kernels/rms_norm.hpp"
 #include "kernels/rotary.hpp"
+#include "kernels/row_statistics.hpp"
 #include "kernels/solve.hpp"
 
 namespace gptqd {
 
+/// Sizes of the pieces that a backend works best in. They decide the last bits of results.
+struct PieceSizes {
+  std::int64_t panel_columns = 0;  ///< of H's column panels
+  std::int64_t row_tile = 0;       ///< rows of W that are solved together
+};
+
+/// Where a backend's buffers lie: what decides how ranks exchange them.
+enum class MemoryKind : std::uint8_t { host, cuda };
+
 class Backend {
  public:
   virtual ~Backend() = default;
+
+  virtual MemoryKind memory_kind() const = 0;
+  virtual PieceSizes preferred_pieces() const = 0;
 
   /// What decides the bits of results, for the fingerprint: "cpu openblas 0.3.21 SkylakeX".
   virtual std::string describe() const = 0;
@@ -147,6 +160,10 @@ class Backend {
     validate(args);
     run(stream, args);
   }
+  void row_statistics(Stream& stream, const RowStatisticsArgs& args) {
+    validate(args);
+    run(stream, args);
+  }
   void obq(Stream& stream, const ObqArgs& args) {
     validate(args);
     run(stream, args);
@@ -183,6 +200,7 @@ class Backend {
   virtual void run(Stream& stream, const RoundToGridsArgs& args) = 0;
   virtual void run(Stream& stream, const SolvePanelArgs& args) = 0;
   virtual void run(Stream& stream, const WeightedNormsArgs& args) = 0;
+  virtual void run(Stream& stream, const RowStatisticsArgs& args) = 0;
   virtual void run(Stream& stream, const ObqArgs& args) = 0;
   virtual void run(Stream& stream, const PackRowsArgs& args) = 0;
   virtual void run(Stream& stream, const DequantizeArgs& args) = 0;

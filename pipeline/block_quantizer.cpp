@@ -204,44 +204,44 @@ BlockResult BlockQuantizer::quantize(const BlockSpec& block, BlockWeights& weigh
   return result;
 }
 
-io::PackedLinear to_packed_linear(Backend& backend, Stream& stream, const gptq::QuantizedLinear& linear,
-                                  const gptq::QuantSpec& spec) {
-  io::PackedLinear packed;
-  packed.name = linear.name;
-  packed.bits = spec.bits;
-  packed.group_size = spec.group_size;
-  packed.sym = spec.symmetric;
-  packed.rows = linear.rows;
-  packed.cols = linear.cols;
-  packed.record = linear.record.to_json();
-
-  const std::int64_t words = linear.cols * spec.bits / 32;
-  const auto cells = static_cast<std::size_t>(linear.rows * linear.groups);
-  std::vector<std::uint32_t> codes(static_cast<std::size_t>(linear.rows * words));
-  std::vector<float> scales(cells);
-  std::vector<std::uint8_t> zeros(cells);
-  packed.g_idx.resize(static_cast<std::size_t>(linear.cols));
+FetchedLinear::FetchedLinear(Backend& backend, Stream& stream, const gptq::QuantizedLinear& linear,
+                             const gptq::QuantSpec& spec)
+    : codes_(static_cast<std::size_t>(linear.rows * linear.cols * spec.bits / 32)),
+      scales_(static_cast<std::size_t>(linear.rows * linear.groups)),
+      zeros_(scales_.size()) {
+  linear_.name = linear.name;
+  linear_.bits = spec.bits;
+  linear_.group_size = spec.group_size;
+  linear_.sym = spec.symmetric;
+  linear_.rows = linear.rows;
+  linear_.cols = linear.cols;
+  linear_.record = linear.record.to_json();
+  linear_.g_idx.resize(static_cast<std::size_t>(linear.cols));
   const auto fetch = [&](auto& host, const Buffer& device) {
     backend.copy_to_host(stream, host.data(), device.data(), static_cast<std::int64_t>(host.size() * sizeof(host[0])));
   };
-  fetch(codes, linear.packed);
-  fetch(scales, linear.scales);
-  fetch(zeros, linear.zeros);
-  fetch(packed.g_idx, linear.g_idx);
-  stream.synchronize();
+  fetch(codes_, linear.packed);
+  fetch(scales_, linear.scales);
+  fetch(zeros_, linear.zeros);
+  fetch(linear_.g_idx, linear.g_idx);
+}
 
-  packed.qweight = io::transpose_words(ConstTensorView<std::uint32_t, 2>(codes.data(), {linear.rows, words}));
-  packed.scales.resize(cells);
-  packed.zeros.resize(cells);
-  for (std::int64_t r = 0; r < linear.rows; ++r) {
-    for (std::int64_t g = 0; g < linear.groups; ++g) {
-      const auto from = static_cast<std::size_t>(r * linear.groups + g);
-      const auto to = static_cast<std::size_t>(g * linear.rows + r);
-      packed.scales[to] = to_half(scales[from]);
-      packed.zeros[to] = zeros[from];
+io::PackedLinear FetchedLinear::packed() && {
+  const std::int64_t rows = linear_.rows;
+  const auto groups = static_cast<std::int64_t>(scales_.size()) / rows;
+  const std::int64_t words = linear_.cols * linear_.bits / 32;
+  linear_.qweight = io::transpose_words(ConstTensorView<std::uint32_t, 2>(codes_.data(), {rows, words}));
+  linear_.scales.resize(scales_.size());
+  linear_.zeros.resize(zeros_.size());
+  for (std::int64_t r = 0; r < rows; ++r) {
+    for (std::int64_t g = 0; g < groups; ++g) {
+      const auto from = static_cast<std::size_t>(r * groups + g);
+      const auto to = static_cast<std::size_t>(g * rows + r);
+      linear_.scales[to] = to_half(scales_[from]);
+      linear_.zeros[to] = zeros_[from];
     }
   }
-  return packed;
+  return std::move(linear_);
 }
 
 }  // namespace gptqd::pipeline

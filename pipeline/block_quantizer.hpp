@@ -76,8 +76,19 @@ class BlockQuantizer {
   Buffer wide_;    ///< inputs of attention_out and mlp_out
 };
 
-/// A device linear in the form of shards and artifacts.
-io::PackedLinear to_packed_linear(Backend& backend, Stream& stream, const gptq::QuantizedLinear& linear,
-                                  const gptq::QuantSpec& spec);
+/// A quantized linear on its way from the device to a shard.
+class FetchedLinear {
+ public:
+  /// Enqueues the copies. The linear must stay in place until the stream has passed.
+  FetchedLinear(Backend& backend, Stream& stream, const gptq::QuantizedLinear& linear, const gptq::QuantSpec& spec);
+  /// The form of shards and artifacts: transposes at the host, on any thread, once the stream has passed.
+  io::PackedLinear packed() &&;
+
+ private:
+  io::PackedLinear linear_;
+  std::vector<std::uint32_t> codes_;  // [rows, words]
+  std::vector<float> scales_;         // [rows, groups]
+  std::vector<std::uint8_t> zeros_;   // [rows, groups]
+};
 
 }  // namespace gptqd::pipeline

@@ -16,24 +16,72 @@ namespace gptqd::pipeline {
 
 namespace {
 
-/// This rank's windows, cut into micro-batches that are the same at every number of ranks.
-struct Batch {
-  std::int64_t first_window = 0;
-  std::int64_t windows = 0;
-  std::int64_t row = 0;  ///< of this rank's tokens
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+/// A float folder or an artifact, open.
+struct OpenModel {
+  std::filesystem::path path;
+  std::optional<io::GptqArtifact> artifact;
+  std::unique_ptr<io::CheckpointReader> folder;
+  ModelSpec spec;
+
+  const io::CheckpointReader& tensors() const { return artifact ? artifact->tensors() : *folder; }
 };
 
-std::vector<Batch> own_batches(std::int64_t windows, std::int64_t seqlen, std::int64_t micro_batch_tokens, int rank,
-                               int ranks) {
+OpenModel open_model(const std::filesystem::path& path) {
+  return with_context(fmt::format("reading model {}", path.string()), [&] {
+    OpenModel model{.path = path, .artifact = {}, .folder = {}, .spec = {}};
+    if (io::GptqArtifact::is_artifact(path)) {
+      model.artifact = io::GptqArtifact::open(path);
+    } else {
+      model.folder = io::CheckpointReader::open(path);
+    }
+    model.spec = describe_model(io::read_json(path / "config.json"), model.tensors());
+    return model;
+  });
+}
+
+/// Windows of one text that are computed together.
+struct Batch {
+  std::size_t text = 0;
+  std::int64_t first_window = 0;
+  std::int64_t windows = 0;
+  std::int64_t row = 0;  ///< of this rank's hidden states
+};
+
+/// All windows cut into micro-batches, the same at every number of ranks and whatever texts are evaluated together.
+std::vector<Batch> cut(const std::vector<io::TokenWindows>& texts, std::int64_t seqlen,
+                       std::int64_t micro_batch_tokens) {
   const std::int64_t size = std::max<std::int64_t>(1, micro_batch_tokens / seqlen);
-  const std::int64_t count = (windows + size - 1) / size;
   std::vector<Batch> batches;
-  std::int64_t row = 0;
-  for (std::int64_t i = count * rank / ranks; i < count * (rank + 1) / ranks; ++i) {
-    batches.push_back({.first_window = i * size, .windows = std::min(size, windows - i * size), .row = row});
-    row += batches.back().windows * seqlen;
+  for (std::size_t text = 0; text < texts.size(); ++text) {
+    for (std::int64_t first = 0; first < texts[text].samples; first += size) {
+      batches.push_back({.text = text, .first_window = first, .windows = std::min(size, texts[text].samples - first)});
+    }
   }
   return batches;
+}
+
+/// A rank's share of the batches, in runs whose hidden states are in memory together.
+std::vector<std::vector<Batch>> own_passes(const std::vector<Batch>& batches, std::int64_t seqlen,
+                                           std::int64_t most_tokens, int rank, int ranks) {
+  const auto count = std::ssize(batches);
+  std::vector<std::vector<Batch>> passes(1);
+  std::int64_t rows = 0;
+  for (auto i = count * rank / ranks; i < count * (rank + 1) / ranks; ++i) {
+    Batch batch = batches[static_cast<std::size_t>(i)];
+    const std::int64_t tokens = batch.windows * seqlen;
+    if (!passes.back().empty() && rows + tokens > most_tokens) {
+      passes.emplace_back();
+      rows = 0;
+    }
+    batch.row = rows;
+    rows += tokens;
+    passes.back().push_back(batch);
+  }
+  return passes;
 }
 
 /// Next tokens; −1 at the end of each window.
@@ -47,150 +95,267 @@ std::vector<std::int32_t> next_tokens(std::span<const std::int32_t> ids, std::in
   return targets;
 }
 
-}  // namespace
-
-Evaluation evaluate(comm::World& world, Backend& backend, const EvaluateConfig& config) {
-  const auto start = std::chrono::steady_clock::now();
-  const auto context = fmt::format("reading model {}", config.model.string());
-  std::optional<io::GptqArtifact> artifact;
-  std::unique_ptr<io::CheckpointReader> folder;
-  ModelSpec model;
-  with_context(context, [&] {
-    if (io::GptqArtifact::is_artifact(config.model)) {
-      artifact = io::GptqArtifact::open(config.model);
-    } else {
-      folder = io::CheckpointReader::open(config.model);
+/// The forward pass of one model over this rank's windows.
+class Evaluator {
+ public:
+  Evaluator(comm::World& world, Backend& backend, const OpenModel& model, const std::vector<io::TokenWindows>& texts,
+            const EvaluateConfig& config, const std::function<void(const std::string&)>& note)
+      : world_(world),
+        backend_(backend),
+        model_(model),
+        texts_(texts),
+        seqlen_(texts.front().seqlen),
+        note_(note),
+        stream_(backend.create_stream()),
+        communicator_(comm::make_communicator(world.group(), backend)) {
+    const auto most_tokens =
+        config.max_hidden_bytes / (model.spec.hidden * size_of(backend.compute_dtype(model.spec.dtype)));
+    passes_ =
+        own_passes(cut(texts, seqlen_, config.micro_batch_tokens), seqlen_, most_tokens, world.rank(), world.size());
+    // Loading blocks is collective: all ranks make as many passes.
+    passes_.resize(static_cast<std::size_t>(world.group().all_max(std::ssize(passes_), "passes over the blocks")));
+    for (const auto& pass : passes_) {
+      std::int64_t rows = 0;
+      for (const auto& batch : pass) {
+        most_rows_ = std::max(most_rows_, batch.windows * seqlen_);
+        rows += batch.windows * seqlen_;
+      }
+      most_hidden_rows_ = std::max(most_hidden_rows_, rows);
     }
-    model = describe_model(io::read_json(config.model / "config.json"), artifact ? artifact->tensors() : *folder);
-  });
-  const io::CheckpointReader& tensors = artifact ? artifact->tensors() : *folder;
-  const auto windows = evaluation_windows(world, model, config.model, config.text);
-  if (windows.seqlen < 2) {
-    throw Error(ErrorKind::usage,
-                fmt::format("windows of {} token(s) predict nothing; give --seqlen 2 or more", windows.seqlen));
   }
 
-  const auto stream = backend.create_stream();
-  const auto communicator = comm::make_mpi_communicator(world.group());
-  const auto batches =
-      own_batches(windows.samples, windows.seqlen, config.micro_batch_tokens, world.rank(), world.size());
-  std::int64_t most_rows = 0;
-  std::int64_t rows = 0;
-  for (const auto& batch : batches) {
-    most_rows = std::max(most_rows, batch.windows * windows.seqlen);
-    rows += batch.windows * windows.seqlen;
+  /// The mean loss of each window's predictions, by text. Collective, the same on every rank.
+  std::vector<std::vector<double>> run() {
+    std::vector<double> own;
+    for (std::size_t pass = 0; pass < passes_.size(); ++pass) {
+      const auto losses = run_pass(pass);
+      own.insert(own.end(), losses.begin(), losses.end());
+    }
+    std::vector<double> all;
+    for (const auto& part : world_.group().all_gather_bytes(std::as_bytes(std::span(own)), "losses")) {
+      const auto before = all.size();
+      all.resize(before + part.size() / sizeof(double));
+      std::memcpy(all.data() + before, part.data(), part.size());
+    }
+    std::vector<std::vector<double>> by_text;
+    auto next = all.begin();
+    for (const auto& text : texts_) {
+      by_text.emplace_back(next, next + text.samples);
+      next += text.samples;
+    }
+    return by_text;
   }
-  std::int64_t widest = 0;
-  for (const auto& block : model.blocks) {
-    widest = std::max({widest, block.input_width(Phase::attention_out), block.input_width(Phase::mlp_out)});
+
+ private:
+  std::span<const std::int32_t> ids_of(const Batch& batch) const {
+    return std::span(texts_[batch.text].ids)
+        .subspan(static_cast<std::size_t>(batch.first_window * seqlen_),
+                 static_cast<std::size_t>(batch.windows * seqlen_));
   }
-  BlockForward forward(backend, *stream, model, windows.seqlen, most_rows);
-  const DType dtype = forward.dtype();
-  const auto allocate = [&](std::int64_t tokens, std::int64_t width) {
-    return backend.allocate(tokens * width * size_of(dtype));
-  };
-  const Buffer hidden = allocate(rows, model.hidden);
-  const Buffer narrow = allocate(most_rows, model.hidden);
-  const Buffer wide = allocate(most_rows, widest);
-  const auto hidden_of = [&](const Batch& batch) {
-    return hidden.any_view<2>(dtype, {batch.windows * windows.seqlen, model.hidden},
-                              batch.row * model.hidden * size_of(dtype));
-  };
-  const auto upload = [&](std::span<const std::int32_t> values) {
-    Buffer buffer = backend.allocate(static_cast<std::int64_t>(values.size_bytes()));
-    backend.copy_to_device(*stream, buffer.data(), values.data(), buffer.bytes());
+
+  Buffer upload(std::span<const std::int32_t> values) {
+    Buffer buffer = backend_.allocate(static_cast<std::int64_t>(values.size_bytes()));
+    backend_.copy_to_device(*stream_, buffer.data(), values.data(), buffer.bytes());
     return buffer;
-  };
-  const auto ids_of = [&](const Batch& batch) {
-    return std::span(windows.ids)
-        .subspan(static_cast<std::size_t>(batch.first_window * windows.seqlen),
-                 static_cast<std::size_t>(batch.windows * windows.seqlen));
-  };
-
-  world.set_activity("embedding the evaluation text");
-  {
-    Embedding embedding(backend, *stream, model, tensors, windows.seqlen);
-    for (const auto& batch : batches) {
-      const Buffer ids = upload(ids_of(batch));
-      embedding.run(ids.view<std::int32_t, 1>({batch.windows * windows.seqlen}), hidden_of(batch));
-    }
-    stream->synchronize();
   }
 
-  const PackedSource packed = [&](const std::string& module) -> std::optional<io::PackedLinear> {
-    return artifact && artifact->has_linear(module) ? std::optional(artifact->read_linear(module)) : std::nullopt;
-  };
-  BlockLoader loader(
-      {.backend = backend,
-       .stream = *stream,
-       .communicator = *communicator,
-       .group = world.group(),
-       .progress = world.progress(),
-       .model = model,
-       .tensors = tensors},
-      [&](std::int64_t) { return packed; }, artifact ? artifact->bits() : 0,
-      [&](std::int64_t block) { return static_cast<int>(block % world.size()); });
-  for (std::int64_t b = 0; b < std::ssize(model.blocks); ++b) {
-    world.set_activity(fmt::format("evaluating block {}", b));
-    const auto weights = loader.load(b);
-    if (b + 1 < std::ssize(model.blocks)) {
-      loader.prefetch(b + 1);
+  std::vector<double> run_pass(std::size_t pass) {
+    const auto& model = model_.spec;
+    const auto& batches = passes_[pass];
+    std::int64_t widest = 0;
+    for (const auto& block : model.blocks) {
+      widest = std::max({widest, block.input_width(Phase::attention_out), block.input_width(Phase::mlp_out)});
     }
-    const auto& block = model.blocks[static_cast<std::size_t>(b)];
-    for (const auto& batch : batches) {
-      const std::int64_t tokens = batch.windows * windows.seqlen;
-      AnyView<2> previous;
-      for (const Phase phase : phases) {
-        const Buffer& buffer = phase == Phase::attention_out || phase == Phase::mlp_out ? wide : narrow;
-        const auto input = buffer.any_view<2>(dtype, {tokens, block.input_width(phase)});
-        forward.advance(block, weights, phase, hidden_of(batch), previous, input);
-        previous = input;
+    BlockForward forward(backend_, *stream_, model, seqlen_, most_rows_);
+    const DType dtype = forward.dtype();
+    const auto allocate = [&](std::int64_t tokens, std::int64_t width) {
+      return backend_.allocate(tokens * width * size_of(dtype));
+    };
+    const Buffer hidden = allocate(most_hidden_rows_, model.hidden);
+    const Buffer narrow = allocate(most_rows_, model.hidden);
+    const Buffer wide = allocate(most_rows_, widest);
+    const auto hidden_of = [&](const Batch& batch) {
+      return hidden.any_view<2>(dtype, {batch.windows * seqlen_, model.hidden},
+                                batch.row * model.hidden * size_of(dtype));
+    };
+
+    world_.set_activity("embedding the evaluation text");
+    {
+      Embedding embedding(backend_, *stream_, model, model_.tensors(), seqlen_);
+      for (const auto& batch : batches) {
+        const Buffer ids = upload(ids_of(batch));
+        embedding.run(ids.view<std::int32_t, 1>({batch.windows * seqlen_}), hidden_of(batch));
       }
-      forward.advance(block, weights, std::nullopt, hidden_of(batch), previous, {});
+      stream_->synchronize();
     }
-    stream->synchronize();  // the weights go out of scope
-  }
 
-  world.set_activity("evaluating the head");
-  Head head(backend, *stream, model, tensors, std::max<std::int64_t>(most_rows, 1));
-  std::vector<double> sums;  // one a window
-  for (const auto& batch : batches) {
-    const std::int64_t tokens = batch.windows * windows.seqlen;
-    const auto targets_host = next_tokens(ids_of(batch), windows.seqlen);
-    const Buffer targets = upload(targets_host);
-    const Buffer nll = backend.allocate(tokens * size_of(DType::f64));
-    head.cross_entropy(hidden_of(batch), targets.view<std::int32_t, 1>({tokens}), nll.view<double, 1>({tokens}));
-    std::vector<double> host(static_cast<std::size_t>(tokens));
-    backend.copy_to_host(*stream, host.data(), nll.data(), nll.bytes());
-    stream->synchronize();
-    for (std::int64_t w = 0; w < batch.windows; ++w) {
-      double sum = 0;
-      for (std::int64_t t = 0; t + 1 < windows.seqlen; ++t) {
-        sum += host[static_cast<std::size_t>(w * windows.seqlen + t)];
+    const auto& artifact = model_.artifact;
+    const PackedSource packed = [&](const std::string& module) -> std::optional<io::PackedLinear> {
+      return artifact && artifact->has_linear(module) ? std::optional(artifact->read_linear(module)) : std::nullopt;
+    };
+    BlockLoader loader(
+        {.backend = backend_,
+         .stream = *stream_,
+         .communicator = *communicator_,
+         .group = world_.group(),
+         .progress = world_.progress(),
+         .model = model,
+         .tensors = model_.tensors()},
+        [&](std::int64_t) { return packed; }, artifact ? artifact->bits() : 0,
+        [&](std::int64_t block) { return static_cast<int>(block % world_.size()); });
+    for (std::int64_t b = 0; b < std::ssize(model.blocks); ++b) {
+      world_.set_activity(fmt::format("evaluating block {}", b));
+      const auto weights = loader.load(b);
+      if (b + 1 < std::ssize(model.blocks)) {
+        loader.prefetch(b + 1);
       }
-      sums.push_back(sum);
+      const auto& block = model.blocks[static_cast<std::size_t>(b)];
+      for (const auto& batch : batches) {
+        const std::int64_t tokens = batch.windows * seqlen_;
+        AnyView<2> previous;
+        for (const Phase phase : phases) {
+          const Buffer& buffer = phase == Phase::attention_out || phase == Phase::mlp_out ? wide : narrow;
+          const auto input = buffer.any_view<2>(dtype, {tokens, block.input_width(phase)});
+          forward.advance(block, weights, phase, hidden_of(batch), previous, input);
+          previous = input;
+        }
+        forward.advance(block, weights, std::nullopt, hidden_of(batch), previous, {});
+      }
+      stream_->synchronize();  // the weights go out of scope
+      report(pass, b + 1);
     }
+
+    world_.set_activity("evaluating the head");
+    Head head(backend_, *stream_, model, model_.tensors(), std::max<std::int64_t>(most_rows_, 1));
+    std::vector<double> losses;
+    for (const auto& batch : batches) {
+      const std::int64_t tokens = batch.windows * seqlen_;
+      const auto targets_host = next_tokens(ids_of(batch), seqlen_);
+      const Buffer targets = upload(targets_host);
+      const Buffer nll = backend_.allocate(tokens * size_of(DType::f64));
+      head.cross_entropy(hidden_of(batch), targets.view<std::int32_t, 1>({tokens}), nll.view<double, 1>({tokens}));
+      std::vector<double> host(static_cast<std::size_t>(tokens));
+      backend_.copy_to_host(*stream_, host.data(), nll.data(), nll.bytes());
+      stream_->synchronize();
+      for (std::int64_t w = 0; w < batch.windows; ++w) {
+        double sum = 0;
+        for (std::int64_t t = 0; t + 1 < seqlen_; ++t) {
+          sum += host[static_cast<std::size_t>(w * seqlen_ + t)];
+        }
+        losses.push_back(sum / static_cast<double>(seqlen_ - 1));
+      }
+    }
+    return losses;
   }
 
-  Evaluation result{.windows = windows.samples,
-                    .seqlen = windows.seqlen,
-                    .tokens = windows.samples * (windows.seqlen - 1),
-                    .quantized = artifact.has_value()};
-  double total = 0;  // added in window order: the same at every number of ranks
-  for (const auto& part : world.group().all_gather_bytes(std::as_bytes(std::span(sums)), "losses")) {
-    std::vector<double> values(part.size() / sizeof(double));
-    std::memcpy(values.data(), part.data(), part.size());
-    for (const double value : values) {
-      total += value / static_cast<double>(windows.seqlen - 1);
+  /// A line now and then.
+  void report(std::size_t pass, std::int64_t blocks_done) {
+    constexpr double seconds_between_lines = 10;
+    if (world_.rank() != 0 || seconds_since(last_line_) < seconds_between_lines) {
+      return;
+    }
+    last_line_ = Clock::now();
+    const auto blocks = std::ssize(model_.spec.blocks);
+    const auto done = static_cast<double>(static_cast<std::int64_t>(pass) * blocks + blocks_done) /
+                      static_cast<double>(std::ssize(passes_) * blocks);
+    note_(fmt::format("{}: block {} of {}{}, about {:.0f} s left", model_.path.string(), blocks_done, blocks,
+                      passes_.size() > 1 ? fmt::format(" in pass {} of {}", pass + 1, passes_.size()) : "",
+                      seconds_since(start_) * (1 - done) / done));
+  }
+
+  comm::World& world_;
+  Backend& backend_;
+  const OpenModel& model_;
+  const std::vector<io::TokenWindows>& texts_;
+  std::int64_t seqlen_;
+  const std::function<void(const std::string&)>& note_;
+  std::unique_ptr<Stream> stream_;
+  std::unique_ptr<comm::Communicator> communicator_;
+  std::vector<std::vector<Batch>> passes_;
+  std::int64_t most_rows_ = 0;         ///< of a batch
+  std::int64_t most_hidden_rows_ = 0;  ///< of a pass
+  Clock::time_point start_ = Clock::now();
+  Clock::time_point last_line_ = start_;
+};
+
+/// The first model's windows, after making sure that they are every model's.
+std::vector<io::TokenWindows> common_windows(comm::World& world, const std::vector<OpenModel>& models,
+                                             EvaluationRequest request) {
+  const auto windows = evaluation_windows(world, models.front().spec, models.front().path, request);
+  request.seqlen = windows.front().seqlen;
+  if (*request.seqlen < 2) {
+    throw Error(ErrorKind::usage,
+                fmt::format("windows of {} token(s) predict nothing; give --seqlen 2 or more", *request.seqlen));
+  }
+  for (std::size_t i = 1; i < models.size(); ++i) {
+    const auto others = evaluation_windows(world, models[i].spec, models[i].path, request);
+    for (std::size_t text = 0; text < windows.size(); ++text) {
+      if (others[text] != windows[text]) {
+        throw Error(ErrorKind::input,
+                    fmt::format("{} and {} have different tokenizers: {} becomes other tokens, so that their losses "
+                                "cannot be compared; evaluate each alone",
+                                models.front().path.string(), models[i].path.string(), request.sources[text].name()));
+      }
     }
   }
-  result.nll = total / static_cast<double>(windows.samples);
-  result.perplexity = std::exp(result.nll);
-  for (const auto& file : tensors.files()) {
+  return windows;
+}
+
+ModelEvaluation summarize(const OpenModel& model, const EvaluationRequest& request,
+                          const std::vector<io::TokenWindows>& windows, std::vector<std::vector<double>> losses) {
+  ModelEvaluation result{
+      .model = model.path,
+      .quantized = model.artifact.has_value(),
+      .bits = model.artifact ? model.artifact->bits() : static_cast<int>(8 * size_of(model.spec.dtype)),
+      .weight_bytes = 0,
+      .seconds = 0,
+      .texts = {}};
+  for (const auto& file : model.tensors().files()) {
     result.weight_bytes += file.bytes;
   }
-  result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  for (std::size_t i = 0; i < windows.size(); ++i) {
+    double nll = 0;  // added in window order: the same at every number of ranks
+    for (const double loss : losses[i]) {
+      nll += loss;
+    }
+    nll /= static_cast<double>(windows[i].samples);
+    result.texts.push_back({.source = request.sources[i],
+                            .perplexity = std::exp(nll),
+                            .nll = nll,
+                            .windows = windows[i].samples,
+                            .seqlen = windows[i].seqlen,
+                            .tokens = windows[i].samples * (windows[i].seqlen - 1),
+                            .hash = windows[i].hash(),
+                            .window_nll = std::move(losses[i])});
+  }
   return result;
+}
+
+}  // namespace
+
+std::vector<ModelEvaluation> evaluate(comm::World& world, Backend& backend, const EvaluateConfig& config,
+                                      const std::function<void(const std::string& line)>& note) {
+  require(!config.models.empty(), "no model to evaluate");
+  std::vector<OpenModel> models;
+  for (const auto& path : config.models) {
+    models.push_back(open_model(path));
+  }
+  const auto windows = common_windows(world, models, config.request);
+  std::vector<ModelEvaluation> results;
+  for (const auto& model : models) {
+    const auto start = Clock::now();
+    auto losses = with_context(fmt::format("evaluating {}", model.path.string()),
+                               [&] { return Evaluator(world, backend, model, windows, config, note).run(); });
+    results.push_back(summarize(model, config.request, windows, std::move(losses)));
+    results.back().seconds = seconds_since(start);
+    if (results.size() > 1) {
+      for (std::size_t i = 0; i < windows.size(); ++i) {
+        results.back().texts[i].difference =
+            paired_difference(results.front().texts[i].window_nll, results.back().texts[i].window_nll);
+      }
+    }
+  }
+  return results;
 }
 
 }  // namespace gptqd::pipeline

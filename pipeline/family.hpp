@@ -12,6 +12,8 @@ namespace gptqd::pipeline {
 /// @throws Error (input) for a model_type that no family knows (the message lists those that are known), settings that
 ///         are not implemented, and tensors that are missing or have other shapes than config.json says
 ModelSpec describe_model(const nlohmann::json& config, const io::CheckpointReader& tensors);
+/// The same without looking at the tensors but for the prefix of their names and the embedding's type.
+ModelSpec describe_config(const nlohmann::json& config, const io::CheckpointReader& tensors);
 
 // The families. Each throws Error (input) naming what it does not implement.
 ModelSpec describe_bloom(const nlohmann::json& config, const io::CheckpointReader& tensors);

@@ -70,4 +70,46 @@ std::int64_t ModelSpec::parameters() const {
   return count;
 }
 
+std::vector<ExpectedTensor> expected_tensors(const ModelSpec& model) {
+  std::vector<ExpectedTensor> all;
+  const auto linear = [&](const LinearSpec& spec) {
+    all.push_back({spec.weight_name(), {spec.rows, spec.cols}});
+    if (spec.bias) {
+      all.push_back({spec.bias_name(), {spec.rows}});
+    }
+  };
+  const auto norm = [&](const NormSpec& spec) {
+    all.push_back({spec.weight_name(), {spec.width}});
+    if (spec.has_bias()) {
+      all.push_back({spec.bias_name(), {spec.width}});
+    }
+  };
+  all.push_back({model.token_table, {model.vocabulary, model.embedding_width}});
+  if (model.head != model.token_table) {
+    all.push_back({model.head, {model.vocabulary, model.embedding_width}});
+  }
+  if (model.positions) {
+    all.push_back({model.positions->tensor, {model.positions->rows, model.hidden}});
+  }
+  for (const auto& projection : {model.project_in, model.project_out}) {
+    if (projection) {
+      linear(*projection);
+    }
+  }
+  for (const auto& outer : {model.embedding_norm, model.final_norm}) {
+    if (outer) {
+      norm(*outer);
+    }
+  }
+  for (const auto& block : model.blocks) {
+    for (const auto& inner : block.norms()) {
+      norm(inner);
+    }
+    for (const auto& spec : block.linears()) {
+      linear(spec);
+    }
+  }
+  return all;
+}
+
 }  // namespace gptqd::pipeline

@@ -148,4 +148,12 @@ struct ModelSpec {
   std::int64_t parameters() const;  ///< of the blocks' linears
 };
 
+/// A tensor that a float checkpoint of the model holds.
+struct ExpectedTensor {
+  std::string name;
+  std::vector<std::int64_t> shape;
+};
+/// All of them, each once: embeddings, norms, blocks, head.
+std::vector<ExpectedTensor> expected_tensors(const ModelSpec& model);
+
 }  // namespace gptqd::pipeline

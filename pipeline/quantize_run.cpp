@@ -18,6 +18,8 @@
 #include "pipeline/family.hpp"
 #include "pipeline/fingerprint.hpp"
 #include "pipeline/report.hpp"
+#include "pipeline/source.hpp"
+#include "pipeline/synthetic.hpp"
 #include "pipeline/work_folder.hpp"
 #include "version.hpp"
 
@@ -28,28 +30,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-/// The source: its tensors, its config.json, and the model they make.
-struct Source {
-  std::unique_ptr<io::CheckpointReader> tensors;
-  nlohmann::json config;
-  ModelSpec model;
-};
-
-Source open_source(const std::filesystem::path& folder) {
-  return with_context(fmt::format("reading model {}", folder.string()), [&] {
-    Source source;
-    source.config = io::read_json(folder / "config.json");
-    if (source.config.contains("quantization_config")) {
-      throw Error(ErrorKind::input,
-                  "config.json has a quantization_config: the model is quantized already; give the folder of its float "
-                  "weights");
-    }
-    source.tensors = io::CheckpointReader::open(folder);
-    source.model = describe_model(source.config, *source.tensors);
-    return source;
-  });
-}
 
 void check_format(const ModelSpec& model, const gptq::QuantSpec& spec) {
   for (const auto& linear : model.blocks.front().linears()) {
@@ -182,8 +162,8 @@ class StageRun {
         hash_(fingerprint_hash(found.fingerprint)),
         grid_(world, plan.grid.stages),
         stream_(backend.create_stream()),
-        communicator_(comm::make_mpi_communicator(grid_.replicas_group())),
-        world_communicator_(comm::make_mpi_communicator(world.group())),
+        communicator_(comm::make_communicator(grid_.replicas_group(), backend)),
+        world_communicator_(comm::make_communicator(world.group(), backend)),
         store_(config.work),
         team_{.backend = backend, .stream = *stream_, .communicator = *communicator_, .group = grid_.replicas_group()},
         quantizer_(team_, source.model, plan, grid_.replica(),
@@ -276,39 +256,30 @@ class StageRun {
     }
     auto result = quantizer_.quantize(
         spec, weights, [&](Phase phase) { world_.set_activity(fmt::format("block {}, {}", block, name_of(phase))); });
-    const auto shard = to_shard(block, result);
     LayerTable table;
-    table.add(shard);
+    for (const auto& linear : result.linears) {
+      table.add(block, linear.record.to_json(), linear.record.seconds);
+    }
     count_fallbacks(table);
     finish_writing();  // of the block before, at its owner: a kill loses what is in flight, never more than two blocks
     if (plan_.owner_of(block) == grid_.replica()) {
-      writing_ = std::async(std::launch::async, [this, shard] {
-        store_.write(shard);
-        world_.progress().tick();
-      });
+      start_writing(block, result);
     }
     ++computed_;
     flops_ += model_flops(spec, plan_.tokens());
     report(block, start, block_loss_ratio(table));
   }
 
-  io::BlockShard to_shard(std::int64_t block, const BlockResult& result) {
-    const bool owner = plan_.owner_of(block) == grid_.replica();
-    io::BlockShard shard{.block = block, .fingerprint = hash_, .spec = gptq::to_json(spec_), .linears = {}, .run = {}};
+  /// Fetches the block's codes; the rest happens beside the next block's work.
+  void start_writing(std::int64_t block, const BlockResult& result) {
+    std::vector<FetchedLinear> fetched;
     nlohmann::json seconds = nlohmann::json::object();
     for (const auto& linear : result.linears) {
-      if (owner) {
-        shard.linears.push_back(to_packed_linear(backend_, *stream_, linear, spec_));
-      } else {
-        shard.linears.push_back({.name = linear.name,
-                                 .qweight = {},
-                                 .scales = {},
-                                 .zeros = {},
-                                 .g_idx = {},
-                                 .record = linear.record.to_json()});
-      }
+      fetched.emplace_back(backend_, *stream_, linear, spec_);
       seconds[linear.name] = linear.record.seconds;
     }
+    stream_->synchronize();
+    io::BlockShard shard{.block = block, .fingerprint = hash_, .spec = gptq::to_json(spec_), .linears = {}, .run = {}};
     shard.run = {
         {"host", world_.host_name()},
         {"ranks", world_.size()},
@@ -316,7 +287,14 @@ class StageRun {
         {"seconds",
          {{"forward", result.seconds.forward}, {"quantize", result.seconds.quantize}, {"total", result.seconds.total}}},
         {"linear_seconds", std::move(seconds)}};
-    return shard;
+    writing_ = std::async(std::launch::async, [this, shard = std::move(shard), fetched = std::move(fetched)]() mutable {
+      for (auto& linear : fetched) {
+        shard.linears.push_back(std::move(linear).packed());
+        world_.progress().tick();
+      }
+      store_.write(shard);
+      world_.progress().tick();
+    });
   }
 
   void count_fallbacks(const LayerTable& table) {
@@ -406,11 +384,31 @@ std::int64_t total_bytes(const io::CheckpointReader& tensors) {
   return bytes;
 }
 
-/// Shards to artifact, on one rank.
-QuantizeSummary merge(const io::ShardStore& store, const nlohmann::json& fingerprint, const Source& source,
-                      const std::filesystem::path& out, std::int64_t max_shard_bytes, std::int64_t max_fallbacks,
-                      LayerTable& table, nlohmann::json& files) {
-  for (std::int64_t block = 0; block < std::ssize(source.model.blocks); ++block) {
+/// A synthetic model has no tokenizer: without token files its tokens are generated.
+io::TokenWindows calibration(comm::World& world, const ModelSpec& model, const QuantizeConfig& config) {
+  constexpr std::int64_t samples = 128;
+  constexpr std::int64_t seqlen = 2048;
+  const auto& request = config.calibration;
+  if (request.sources.empty()) {
+    return synthetic_tokens(model.vocabulary, request.samples.value_or(samples),
+                            request.seqlen.value_or(std::min(seqlen, model.max_positions)), request.seed);
+  }
+  return calibration_windows(world, model, config.model, request);
+}
+
+gptq::Partition resolved(gptq::Partition partition, const Backend& backend) {
+  const auto preferred = backend.preferred_pieces();
+  for (const auto& [size, choice] : {std::pair(&partition.panel_columns, preferred.panel_columns),
+                                     std::pair(&partition.row_tile, preferred.row_tile)}) {
+    if (*size == 0) {
+      *size = choice;
+    }
+  }
+  return partition;
+}
+
+void require_valid(const io::ShardStore& store, std::int64_t blocks) {
+  for (std::int64_t block = 0; block < blocks; ++block) {
     const auto state = store.state(block);
     if (state.status != io::ShardStatus::valid) {
       throw Error(ErrorKind::input,
@@ -418,6 +416,24 @@ QuantizeSummary merge(const io::ShardStore& store, const nlohmann::json& fingerp
                               block, state.reason));
     }
   }
+}
+
+/// The account of a run that ends with its shards.
+void read_layers(const io::ShardStore& store, const nlohmann::json& fingerprint, std::int64_t blocks,
+                 std::int64_t max_fallbacks, LayerTable& table) {
+  require_valid(store, blocks);
+  for (std::int64_t block = 0; block < blocks; ++block) {
+    table.add(read_shard(store, block, fingerprint_hash(fingerprint)));
+    check_fallbacks(table, max_fallbacks);
+  }
+  store.write_manifest(blocks, fingerprint);
+}
+
+/// Shards to artifact, on one rank.
+QuantizeSummary merge(const io::ShardStore& store, const nlohmann::json& fingerprint, const Source& source,
+                      const std::filesystem::path& out, std::int64_t max_shard_bytes, std::int64_t max_fallbacks,
+                      LayerTable& table, nlohmann::json& files) {
+  require_valid(store, std::ssize(source.model.blocks));
   store.write_manifest(std::ssize(source.model.blocks), fingerprint);
   const auto summary = write_artifact(store, fingerprint, source.model, *source.tensors, out, max_shard_bytes,
                                       [&](const io::BlockShard& shard) {
@@ -446,7 +462,7 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
 
   std::optional<io::TokenWindows> windows;
   if (needs_calibration(spec)) {
-    windows = calibration_windows(world, source.model, config.model, config.calibration);
+    windows = calibration(world, source.model, config);
     if (spec.reference) {
       spec.dead_diagonal = static_cast<double>(windows->samples) / 2;  // 1 on the scale of 2/N XᵀX
     }
@@ -456,7 +472,7 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
                                              .samples = windows ? windows->samples : 0,
                                              .seqlen = windows ? windows->seqlen : 0,
                                              .micro_batch_tokens = config.micro_batch_tokens,
-                                             .partition = config.partition});
+                                             .partition = resolved(config.partition, backend)});
   if (world.rank() == 0) {
     observer.note(plan.summary(source.model));
     if (plan.leaves_raised) {
@@ -499,10 +515,15 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
     LayerTable table;
     nlohmann::json files = nlohmann::json::array();
     const auto merge_start = Clock::now();
-    const auto merged = merge(io::ShardStore(config.work), found.fingerprint, source, config.out,
-                              config.max_shard_bytes, config.max_fallbacks, table, files);
-    summary.artifact_bytes = merged.artifact_bytes;
-    summary.loss_ratio = merged.loss_ratio;
+    const io::ShardStore store(config.work);
+    if (config.merge) {
+      const auto merged = merge(store, found.fingerprint, source, config.out, config.max_shard_bytes,
+                                config.max_fallbacks, table, files);
+      summary.artifact_bytes = merged.artifact_bytes;
+    } else {
+      read_layers(store, found.fingerprint, plan.blocks, config.max_fallbacks, table);
+    }
+    summary.loss_ratio = table.loss_ratio();
     summary.seconds = seconds_since(start);
     double mega_flops = 0;
     for (std::size_t rank = 0; rank < stage_flops.size(); rank += static_cast<std::size_t>(plan.grid.replicas)) {

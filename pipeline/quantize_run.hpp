@@ -13,19 +13,20 @@
 namespace gptqd::pipeline {
 
 struct QuantizeConfig {
-  std::filesystem::path model;  ///< folder of the source
+  std::filesystem::path model;  ///< folder of the source, or a synthetic model's name
   std::filesystem::path out;
   std::filesystem::path work;  ///< shards and checkpoint
   std::optional<std::filesystem::path> report;
-  CalibrationRequest calibration;
+  CalibrationRequest calibration;  ///< without sources: generated tokens, for a synthetic model
   gptq::QuantSpec spec;
-  gptq::Partition partition;
+  gptq::Partition partition;  ///< panel_columns and row_tile 0: what the backend prefers
   std::int64_t micro_batch_tokens = 4096;
   bool true_sequential = true;
   int stages = 1;
   std::int64_t max_fallbacks = 0;
   bool allow_mixed = false;  ///< continue shards made by another version, backend or BLAS
   std::int64_t max_shard_bytes = 4'000'000'000;
+  bool merge = true;  ///< false: the run ends with its shards
 };
 
 /// How far a stage is; given to the observer after each block.
@@ -49,7 +50,7 @@ struct RunObserver {
 /// What a finished run says of itself; complete on rank 0 only.
 struct QuantizeSummary {
   std::filesystem::path out;
-  std::int64_t artifact_bytes = 0;
+  std::int64_t artifact_bytes = 0;  ///< 0 without a merge
   std::int64_t source_bytes = 0;
   double seconds = 0;
   std::int64_t blocks_computed = 0;

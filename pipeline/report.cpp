@@ -5,14 +5,19 @@
 namespace gptqd::pipeline {
 
 void LayerTable::add(const io::BlockShard& shard) {
+  const auto seconds =
+      shard.run.contains("linear_seconds") ? shard.run.at("linear_seconds") : nlohmann::json::object();
   for (const auto& linear : shard.linears) {
-    nlohmann::json layer = linear.record;
-    layer["block"] = shard.block;
-    if (shard.run.contains("linear_seconds")) {
-      layer["seconds"] = shard.run.at("linear_seconds").value(linear.name, nlohmann::json());
-    }
-    layers_.push_back(std::move(layer));
+    add(shard.block, linear.record, seconds.value(linear.name, nlohmann::json()));
   }
+}
+
+void LayerTable::add(std::int64_t block, nlohmann::json record, nlohmann::json seconds) {
+  record["block"] = block;
+  if (!seconds.is_null()) {
+    record["seconds"] = std::move(seconds);
+  }
+  layers_.push_back(std::move(record));
 }
 
 std::optional<double> LayerTable::loss_ratio() const {

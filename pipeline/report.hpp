@@ -14,6 +14,8 @@ namespace gptqd::pipeline {
 class LayerTable {
  public:
   void add(const io::BlockShard& shard);
+  /// One linear. @param seconds  null where this is not known
+  void add(std::int64_t block, nlohmann::json record, nlohmann::json seconds);
 
   /// One object a linear, with its block, and its seconds where this is known.
   const nlohmann::json& layers() const { return layers_; }

@@ -1,57 +1,39 @@
 #include "io/tokenizer/added_tokens.hpp"
 
-#include <fmt/format.h>
-
-#include "io/tokenizer/unicode_classes.hpp"
+#include "io/tokenizer/unicode_tables.hpp"
 #include "io/tokenizer/utf8.hpp"
+#include "kernels/base/error.hpp"
 
 namespace gptqd::io {
 
 namespace {
 
 constexpr std::uint64_t root = 0;
+constexpr std::size_t longest_content = 1024;  // a search may look so far ahead at every byte
 
 std::uint64_t edge(std::uint64_t node, char byte) { return node << 8 | static_cast<unsigned char>(byte); }
-
-/// Start of the last character of `text`. @pre not empty
-std::size_t last_character(std::string_view text) {
-  std::size_t position = text.size() - 1;
-  while (position > 0 && (static_cast<unsigned char>(text[position]) & 0xc0u) == 0x80u) {
-    --position;
-  }
-  return position;
-}
-
-/// Where the white space at the end of `text` begins.
-std::size_t trailing_space(std::string_view text) {
-  while (!text.empty()) {
-    const auto last = last_character(text);
-    if (!is_white_space(code_point_at(text, last))) {
-      break;
-    }
-    text = text.substr(0, last);
-  }
-  return text.size();
-}
-
-/// Where the white space at the start of `text` ends.
-std::size_t leading_space(std::string_view text) {
-  std::size_t position = 0;
-  while (position < text.size() && is_white_space(code_point_at(text, position))) {
-    position += utf8_step(text, position).length;
-  }
-  return position;
-}
 
 }  // namespace
 
 void AddedTokens::Matcher::add(const AddedToken& token) {
+  if (token.content.size() > longest_content) {
+    throw Error(ErrorKind::input, fmt::format("the added token with the id {} has {} bytes, expected at most {}",
+                                              token.id, token.content.size(), longest_content));
+  }
+  if (token.content.empty()) {
+    throw Error(ErrorKind::input, fmt::format("the normalizer leaves nothing of the added token with the id {}; set "
+                                              "its \"normalized\" to false",
+                                              token.id));
+  }
   std::uint64_t node = root;
   starts_[static_cast<unsigned char>(token.content.front())] = true;
   for (const char byte : token.content) {
     node = edges_.try_emplace(edge(node, byte), edges_.size() + 1).first->second;
   }
-  token_of_node_.emplace(node, tokens_.size());
+  if (!token_of_node_.emplace(node, tokens_.size()).second) {
+    throw Error(ErrorKind::input, fmt::format("the added tokens with the ids {} and {} are the same after normalization",
+                                              tokens_[token_of_node_.at(node)].id, token.id));
+  }
   tokens_.push_back(token);
 }
 
@@ -72,7 +54,7 @@ std::optional<AddedTokens::Matcher::Match> AddedTokens::Matcher::match_at(std::s
   return longest;
 }
 
-void AddedTokens::Matcher::split(std::string_view text, const std::optional<SplitRegex>& word, const OnToken& on_token,
+void AddedTokens::Matcher::split(std::string_view text, const std::optional<Regex>& word, const OnToken& on_token,
                                  const OnText& rest) const {
   std::size_t given = 0;
   std::size_t position = tokens_.empty() ? text.size() : 0;
@@ -96,8 +78,8 @@ void AddedTokens::Matcher::split(std::string_view text, const std::optional<Spli
         continue;
       }
     }
-    if (token.lstrip && given < begin) {
-      begin = given + trailing_space(text.substr(given, begin - given));
+    if (token.lstrip) {
+      begin = given < begin ? given + trailing_space(text.substr(given, begin - given)) : given;
     }
     if (token.rstrip) {
       end += leading_space(text.substr(end));
@@ -105,7 +87,11 @@ void AddedTokens::Matcher::split(std::string_view text, const std::optional<Spli
     if (given < begin) {
       rest(text.substr(given, begin - given));
     }
-    on_token(token.id);
+    // White space that the token before has taken may hold a token of white space; the reference drops it if nothing is
+    // left of it, and else goes on behind it.
+    if (begin < end) {
+      on_token(token.id);
+    }
     given = end;
   }
   if (given < text.size()) {
@@ -113,17 +99,30 @@ void AddedTokens::Matcher::split(std::string_view text, const std::optional<Spli
   }
 }
 
-AddedTokens::AddedTokens(const std::vector<AddedToken>& tokens) {
-  for (const auto& token : tokens) {
+std::string normalized_content(const AddedToken& token, const Normalizer* normalizer) {
+  auto content = token.content;
+  if (token.normalized && normalizer != nullptr) {
+    normalizer->normalize(content);
+  }
+  return content;
+}
+
+AddedTokens::AddedTokens(const std::vector<AddedToken>& tokens, const Normalizer* normalizer) {
+  for (auto token : tokens) {
+    token.content = normalized_content(token, normalizer);
     (token.normalized ? normalized_ : raw_).add(token);
     if (token.single_word && !word_) {
-      word_.emplace(fmt::format("[{}]", unicode_words));
+      word_.emplace(fmt::format("[{}]", rust_word_members()));
     }
   }
 }
 
-void AddedTokens::split(std::string_view text, const OnToken& token, const OnText& rest) const {
-  raw_.split(text, word_, token, [&](std::string_view run) { normalized_.split(run, word_, token, rest); });
+void AddedTokens::split_raw(std::string_view text, const OnToken& token, const OnText& rest) const {
+  raw_.split(text, word_, token, rest);
+}
+
+void AddedTokens::split_normalized(std::string_view text, const OnToken& token, const OnText& rest) const {
+  normalized_.split(text, word_, token, rest);
 }
 
 }  // namespace gptqd::io

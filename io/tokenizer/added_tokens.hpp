@@ -9,7 +9,8 @@
 #include <unordered_map>
 #include <vector>
 
-#include "io/tokenizer/split_regex.hpp"
+#include "io/tokenizer/normalizer.hpp"
+#include "io/tokenizer/regex.hpp"
 
 namespace gptqd::io {
 
@@ -24,27 +25,36 @@ struct AddedToken {
   bool rstrip = false;       ///< takes the white space on its right with it
 };
 
+/// The text that stands for `token` in a normalized text: its content, normalized if it is `normalized`.
+/// @param normalizer  null: none
+std::string normalized_content(const AddedToken& token, const Normalizer* normalizer);
+
 /// Finds added tokens as Hugging Face tokenizers does. Immutable: may be used from several threads at once.
 class AddedTokens {
  public:
   using OnToken = std::function<void(std::int32_t id)>;
   using OnText = std::function<void(std::string_view)>;
 
-  /// @pre no content is empty, none occurs twice
-  explicit AddedTokens(const std::vector<AddedToken>& tokens);
+  /// @param normalizer  what `normalized` tokens are looked for in comes from; null: none
+  /// @throws Error (input) for contents of more than 1024 bytes, of none after normalization, and for two that
+  ///         are the same then
+  AddedTokens(const std::vector<AddedToken>& tokens, const Normalizer* normalizer);
 
-  /// Cuts `text` at its added tokens; calls `token` for each and `rest` for each run between them, in order.
-  ///
-  /// Leftmost match, of those the longest; first the tokens that are not `normalized`, then, in the runs that are left,
-  /// those that are. @pre text is valid UTF-8
-  void split(std::string_view text, const OnToken& token, const OnText& rest) const;
+  /// Cuts `text`, which is not normalized yet, at the tokens that are not `normalized`; calls `token` for each and
+  /// `rest` for each run between them, in order. Leftmost match, of those the longest.
+  /// @pre text is valid UTF-8
+  void split_raw(std::string_view text, const OnToken& token, const OnText& rest) const;
+  /// Cuts one of those runs, normalized, at the other tokens.
+  void split_normalized(std::string_view text, const OnToken& token, const OnText& rest) const;
+  bool has_normalized() const { return !normalized_.empty(); }
 
  private:
   /// All contents of one pass as a trie, for the longest match at a place.
   class Matcher {
    public:
     void add(const AddedToken& token);
-    void split(std::string_view text, const std::optional<SplitRegex>& word, const OnToken& on_token,
+    bool empty() const { return tokens_.empty(); }
+    void split(std::string_view text, const std::optional<Regex>& word, const OnToken& on_token,
                const OnText& rest) const;
 
    private:
@@ -62,7 +72,7 @@ class AddedTokens {
 
   Matcher raw_;
   Matcher normalized_;
-  std::optional<SplitRegex> word_;  // matches one word character; present if a token is single_word
+  std::optional<Regex> word_;  // matches one word character; present if a token is single_word
 };
 
 }  // namespace gptqd::io

@@ -1,6 +1,6 @@
 #pragma once
-/// @file Byte-pair encoding over token ids: the vocabulary and the merges.
-#include <cstddef>
+/// @file The BPE model: words to ids.
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -8,80 +8,67 @@
 #include <unordered_map>
 #include <vector>
 
+#include "io/tokenizer/joints.hpp"
+#include "io/tokenizer/merge_table.hpp"
+#include "io/tokenizer/vocabulary.hpp"
+#include "io/tokenizer/word_cache.hpp"
+
 namespace gptqd::io {
 
-/// Tokens as tokenizer.json spells them, and their ids.
-class Vocabulary {
- public:
-  /// @throws Error (input) if the id is negative, or the token or id is there already
-  void add(std::string token, std::int32_t id);
-
-  std::optional<std::int32_t> find(std::string_view token) const;
-  /// Null for an id without a token.
-  const std::string* token(std::int32_t id) const;
-  std::int64_t size() const { return static_cast<std::int64_t>(ids_.size()); }
-  /// The largest id plus one.
-  std::int64_t id_bound() const { return id_bound_; }
-  const std::unordered_map<std::int32_t, const std::string*>& tokens() const { return tokens_; }
-
- private:
-  struct Hash {
-    using is_transparent = void;
-    std::size_t operator()(std::string_view text) const { return std::hash<std::string_view>{}(text); }
-  };
-  std::unordered_map<std::string, std::int32_t, Hash, std::equal_to<>> ids_;
-  std::unordered_map<std::int32_t, const std::string*> tokens_;  // into ids_, whose keys never move
-  std::int64_t id_bound_ = 0;
+/// Options of a tokenizer.json's BPE model.
+struct BpeOptions {
+  bool byte_level = false;              ///< symbols are bytes as byte_level_character() spells them, else characters
+  std::optional<std::int32_t> unknown;  ///< for characters that have no token
+  bool fuse_unknown = false;            ///< one such id for a run of them
+  bool byte_fallback = false;           ///< a character without a token becomes its bytes' tokens, <0x00> to <0xFF>
+  bool ignore_merges = false;           ///< a word that is a token is that token, whatever the merges give
 };
 
-/// "left right becomes result".
-struct Merge {
-  std::int32_t left = 0;
-  std::int32_t right = 0;
-  std::int32_t result = 0;
-};
-
-/// The merges of a BPE model, ranked by their place in the list (0 first).
-class MergeTable {
+/// Immutable: may be used from several threads at once.
+class Bpe {
  public:
-  /// Memory that merge() uses again from call to call.
+  /// What one thread keeps from word to word.
   class Scratch {
-    friend class MergeTable;
-    struct Symbol {
-      std::int32_t id = 0;
-      std::int32_t previous = 0;
-      std::int32_t next = 0;
-    };
-    struct Candidate {
-      std::int32_t rank = 0;
-      std::int32_t position = 0;
-      std::int32_t result = 0;
-    };
-    std::vector<Symbol> symbols;
-    std::vector<Candidate> heap;
+   public:
+    /// Gives up what a huge word has taken.
+    void shrink();
+
+   private:
+    friend class Bpe;
+    WordCache cache;
+    std::vector<std::int32_t> symbols;
+    MergeTable::Scratch merging;
   };
 
-  MergeTable() = default;
-  /// Of a pair that occurs twice the later one counts, as in Hugging Face tokenizers.
-  explicit MergeTable(const std::vector<Merge>& merges);
+  Bpe(Vocabulary vocabulary, const std::vector<Merge>& merges, const BpeOptions& options);
 
-  /// Merges adjacent symbols, lowest rank first, of equal ranks the leftmost first, until no pair has a merge.
-  /// n symbols take O(n log n). Steps and ties are those of Hugging Face tokenizers (Word::merge_all).
-  /// @pre symbols.size() < 2^31
-  void merge(std::vector<std::int32_t>& symbols, Scratch& scratch) const;
+  const Vocabulary& vocabulary() const { return vocabulary_; }
+
+  /// Appends the ids of `word` to `ids`. Words of more than 30 bytes are first cut where no merge reaches across, which
+  /// changes nothing; what cannot be cut takes memory of about 32 times its length.
+  /// @pre valid UTF-8
+  /// @throws Error (input) for a character without a token while there is no unknown token (Hugging Face silently drops
+  ///         it), and for 2^27 characters (bytes, if byte-level) that cannot be cut
+  void encode(std::string_view word, Scratch& scratch, std::vector<std::int32_t>& ids) const;
 
  private:
-  /// One slot of an open hash table; result < 0 marks an empty one.
-  struct Slot {
-    std::uint64_t pair = 0;
-    std::int32_t rank = 0;
-    std::int32_t result = -1;
-  };
-  const Slot* find(std::int32_t left, std::int32_t right) const;
-  std::size_t first_slot(std::uint64_t pair) const;
+  Character character_at(std::string_view word, std::size_t position) const;
+  std::optional<std::int32_t> id_of(char32_t character) const;
+  std::optional<std::int32_t> id_of_whole(std::string_view word) const;
+  void encode_cached(std::string_view word, Scratch& scratch, std::vector<std::int32_t>& ids) const;
+  void merge_part(std::string_view part, Scratch& scratch) const;
+  void append_symbols(std::string_view part, std::vector<std::int32_t>& symbols) const;
+  bool append_fallback(char32_t character, std::vector<std::int32_t>& symbols) const;
 
-  std::vector<Slot> slots_;  // a power of two of them, at most half in use
-  int shift_ = 0;
+  Vocabulary vocabulary_;
+  BpeOptions options_;
+  MergeTable merges_;
+  Joints joints_;
+  bool cuts_ = true;  // whether joints_ tells where to cut
+  std::vector<std::int32_t> low_ids_;                       // of characters below its size; -1: none
+  std::unordered_map<char32_t, std::int32_t> other_ids_;    // of the other characters
+  std::array<std::int32_t, 256> fallback_ids_{};            // of <0x00>, ...; -1: none
+  std::unordered_map<std::string, std::int32_t, StringHash, std::equal_to<>> id_of_bytes_;  // with ignore_merges
 };
 
 }  // namespace gptqd::io

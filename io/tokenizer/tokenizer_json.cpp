@@ -1,21 +1,14 @@
 #include "io/tokenizer/tokenizer_json.hpp"
 
 #include <algorithm>
-#include <initializer_list>
-#include <limits>
-#include <optional>
 #include <set>
 #include <string>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "io/json_file.hpp"
-#include "io/tokenizer/added_tokens.hpp"
-#include "io/tokenizer/bpe.hpp"
-#include "io/tokenizer/byte_level.hpp"
-#include "io/tokenizer/split_regex.hpp"
-#include "io/tokenizer/utf8.hpp"
+#include "io/tokenizer/json_part.hpp"
+#include "io/tokenizer/pipeline.hpp"
 #include "kernels/base/error.hpp"
 
 namespace gptqd::io {
@@ -23,136 +16,6 @@ namespace gptqd::io {
 namespace {
 
 using nlohmann::json;
-
-[[noreturn]] void fail(std::string_view where, const std::string& what) {
-  throw Error(ErrorKind::input, fmt::format("{}: {}", where, what));
-}
-
-/// `what` is a thing of the Hugging Face library that this program does not do.
-[[noreturn]] void fail_unsupported(std::string_view where, const std::string& what, std::string_view supported) {
-  fail(where, fmt::format("{} is not supported yet; supported: {}. Tokenize elsewhere and give a token file "
-                          "(safetensors with input_ids) as the calibration data",
-                          what, supported));
-}
-
-/// Refuses settings that nobody would obey.
-void check_members(const json& object, std::initializer_list<std::string_view> known, std::string_view part,
-                   std::string_view where) {
-  if (!object.is_object()) {
-    fail(where, fmt::format("{} is {}, expected an object", part, object.type_name()));
-  }
-  for (const auto& [key, value] : object.items()) {
-    if (std::find(known.begin(), known.end(), key) == known.end()) {
-      fail_unsupported(where, fmt::format("{} has a setting \"{}\", which", part, key),
-                       fmt::to_string(fmt::join(known, ", ")));
-    }
-  }
-}
-
-const json& member_or_null(const json& object, const char* key) {
-  static const json null;
-  const auto found = object.find(key);
-  return found == object.end() ? null : *found;
-}
-
-std::string type_of(const json& part, std::string_view name, std::string_view where) {
-  return part.is_null() ? "null" : get<std::string>(part, "type", fmt::format("{}: {}", where, name));
-}
-
-/// Ids that the template puts before and after those of the text.
-struct Template {
-  std::vector<std::int32_t> before;
-  std::vector<std::int32_t> after;
-};
-
-/// What encode() does with the text between added tokens.
-struct PreTokenizer {
-  bool add_prefix_space = false;
-  std::optional<SplitRegex> words;  // without: the whole run is one word
-};
-
-class ByteLevelTokenizer final : public Tokenizer {
- public:
-  ByteLevelTokenizer(const Vocabulary& vocabulary, const std::vector<AddedToken>& added, PreTokenizer pre_tokenizer,
-                     ByteLevelBpe bpe, Template special)
-      : added_(added),
-        pre_tokenizer_(std::move(pre_tokenizer)),
-        bpe_(std::move(bpe)),
-        template_(std::move(special)),
-        vocab_size_(vocabulary.id_bound()) {
-    for (const auto& [id, token] : vocabulary.tokens()) {
-      // A token with a character outside the alphabet stands for itself.
-      token_of_id_[id] = {byte_level_bytes(*token).value_or(*token), false};
-    }
-    for (const auto& token : added) {
-      token_of_id_.at(token.id).special = token.special;
-    }
-  }
-
-  std::vector<std::int32_t> encode(std::string_view text, SpecialTokens special) const override {
-    std::string repaired;
-    if (!is_valid_utf8(text)) {
-      repaired = replace_invalid_utf8(text);
-      text = repaired;
-    }
-    if (text.size() >= static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max())) {
-      throw Error(ErrorKind::input,
-                  fmt::format("tokenizing a text of {} bytes: texts must be below 2 GiB; split it", text.size()));
-    }
-    std::vector<std::int32_t> ids;
-    ByteLevelBpe::Scratch scratch;
-    if (special == SpecialTokens::add) {
-      ids = template_.before;
-    }
-    added_.split(
-        text, [&](std::int32_t id) { ids.push_back(id); },
-        [&](std::string_view run) { encode_run(run, scratch, ids); });
-    if (special == SpecialTokens::add) {
-      ids.insert(ids.end(), template_.after.begin(), template_.after.end());
-    }
-    return ids;
-  }
-
-  std::string decode(std::span<const std::int32_t> ids, bool skip_special) const override {
-    std::string bytes;
-    for (const auto id : ids) {
-      const auto token = token_of_id_.find(id);
-      if (token != token_of_id_.end() && !(skip_special && token->second.special)) {
-        bytes += token->second.bytes;
-      }
-    }
-    return is_valid_utf8(bytes) ? bytes : replace_invalid_utf8(bytes);
-  }
-
-  std::int64_t vocab_size() const override { return vocab_size_; }
-
- private:
-  struct Token {
-    std::string bytes;
-    bool special = false;
-  };
-
-  void encode_run(std::string_view run, ByteLevelBpe::Scratch& scratch, std::vector<std::int32_t>& ids) const {
-    std::string prefixed;
-    if (pre_tokenizer_.add_prefix_space && !run.starts_with(' ')) {
-      prefixed.reserve(run.size() + 1);
-      prefixed.append(1, ' ').append(run);
-      run = prefixed;
-    }
-    if (pre_tokenizer_.words) {
-      pre_tokenizer_.words->for_each_piece(run, [&](std::string_view word) { bpe_.encode(word, scratch, ids); });
-    } else {
-      bpe_.encode(run, scratch, ids);
-    }
-  }
-
-  AddedTokens added_;
-  PreTokenizer pre_tokenizer_;
-  ByteLevelBpe bpe_;
-  Template template_;
-  std::unordered_map<std::int32_t, Token> token_of_id_;
-  std::int64_t vocab_size_ = 0;
-};
 
 Vocabulary read_vocabulary(const json& model, std::string_view where) {
   const auto found = model.find("vocab");
@@ -186,7 +49,7 @@ std::pair<std::string, std::string> read_pair(const json& entry, std::int64_t in
                           entry.dump(-1, ' ', false, json::error_handler_t::replace).substr(0, 100)));
 }
 
-MergeTable read_merges(const json& model, const Vocabulary& vocabulary, std::string_view where) {
+std::vector<Merge> read_merges(const json& model, const Vocabulary& vocabulary, std::string_view where) {
   const auto found = model.find("merges");
   if (found == model.end() || !found->is_array()) {
     fail(where, "model has no \"merges\" array, which a BPE model must have");
@@ -210,11 +73,19 @@ MergeTable read_merges(const json& model, const Vocabulary& vocabulary, std::str
     }
     ++index;
   }
-  return MergeTable(merges);
+  return merges;
 }
 
-ByteLevelBpe read_model(const json& model, const Vocabulary& vocabulary, std::string_view where) {
+Bpe read_model(const json& model, bool byte_level, std::string_view where) {
+  if (!model.is_object()) {
+    fail(where, fmt::format("model is {}, expected an object", model.type_name()));
+  }
   const auto part = fmt::format("{}: model", where);
+  // The first files of GPT-2 have no type; what has merges is BPE.
+  if (const auto type = get_or<std::string>(model, "type", model.contains("merges") ? "BPE" : "unknown", part);
+      type != "BPE") {
+    fail_unsupported(where, fmt::format("model of type {}", type), "BPE");
+  }
   check_members(model,
                 {"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk",
                  "byte_fallback", "ignore_merges", "vocab", "merges"},
@@ -227,20 +98,38 @@ ByteLevelBpe read_model(const json& model, const Vocabulary& vocabulary, std::st
       fail_unsupported(where, fmt::format("model.{} \"{}\"", key, value), "null");
     }
   }
-  if (get_or<bool>(model, "byte_fallback", false, part)) {
-    fail_unsupported(where, "model.byte_fallback", "byte-level BPE, which needs none");
-  }
-  BpeOptions options{.unknown = std::nullopt,
+  auto vocabulary = with_context(fmt::format("reading {}", where), [&] { return read_vocabulary(model, where); });
+  BpeOptions options{.byte_level = byte_level,
+                     .unknown = std::nullopt,
                      .fuse_unknown = get_or<bool>(model, "fuse_unk", false, part),
+                     .byte_fallback = get_or<bool>(model, "byte_fallback", false, part),
                      .ignore_merges = get_or<bool>(model, "ignore_merges", false, part)};
   if (const auto unknown = get_or<std::string>(model, "unk_token", "", part); !unknown.empty()) {
     options.unknown = vocabulary.find(unknown);
   }
-  return ByteLevelBpe(vocabulary, read_merges(model, vocabulary, where), options);
+  const auto merges = read_merges(model, vocabulary, where);
+  return Bpe(std::move(vocabulary), merges, options);
 }
 
-/// Reads added_tokens and puts those that the model does not have into the vocabulary.
-std::vector<AddedToken> read_added_tokens(const json& list, Vocabulary& vocabulary, std::string_view where) {
+/// The ids that Hugging Face tokenizers gives to added tokens, whatever the file says: the model's where the model has
+/// the token, else the one behind the last one, and behind the model's.
+class AddedIds {
+ public:
+  explicit AddedIds(const Vocabulary& vocabulary) : vocabulary_(vocabulary) {}
+
+  std::int64_t next(const std::string& content) {
+    const auto known = vocabulary_.find(content);
+    const auto id = known ? std::int64_t{*known} : std::max(vocabulary_.size(), largest_ + 1);
+    largest_ = std::max(largest_, id);
+    return id;
+  }
+
+ private:
+  const Vocabulary& vocabulary_;
+  std::int64_t largest_ = -1;
+};
+
+std::vector<AddedToken> read_added_tokens(const json& list, const Vocabulary& vocabulary, std::string_view where) {
   std::vector<AddedToken> tokens;
   if (list.is_null()) {
     return tokens;
@@ -248,6 +137,7 @@ std::vector<AddedToken> read_added_tokens(const json& list, Vocabulary& vocabula
   if (!list.is_array()) {
     fail(where, fmt::format("added_tokens is {}, expected an array", list.type_name()));
   }
+  AddedIds ids(vocabulary);
   std::set<std::string> seen;
   for (const auto& entry : list) {
     const auto name = fmt::format("added_tokens[{}]", tokens.size());
@@ -266,92 +156,34 @@ std::vector<AddedToken> read_added_tokens(const json& list, Vocabulary& vocabula
     if (!seen.insert(token.content).second) {
       fail(part, fmt::format("\"{}\" is there twice", token.content));
     }
-    if (const auto id = vocabulary.find(token.content); !id) {
-      with_context(fmt::format("reading {}", part), [&] { vocabulary.add(token.content, token.id); });
-    } else if (*id != token.id) {
-      fail(part, fmt::format("\"{}\" has the id {} here and {} in model.vocab", token.content, token.id, *id));
+    if (const auto id = ids.next(token.content); id != token.id) {
+      fail(part, fmt::format("\"{}\" has the id {} here, but Hugging Face tokenizers reads it as {}, {}; write the "
+                             "file again with the library that is to be right",
+                             token.content, token.id, id,
+                             vocabulary.find(token.content) ? "its id in model.vocab"
+                                                            : "the next id behind those of the tokens before it"));
+    }
+    if (const auto* other = vocabulary.token(token.id); other != nullptr && *other != token.content) {
+      fail(part, fmt::format("\"{}\" and \"{}\" of model.vocab both have the id {}", token.content, *other, token.id));
     }
     tokens.push_back(std::move(token));
   }
   return tokens;
 }
 
-PreTokenizer read_pre_tokenizer(const json& part, std::string_view where) {
-  const auto type = type_of(part, "pre_tokenizer", where);
-  if (type != "ByteLevel") {
-    fail_unsupported(where, fmt::format("pre_tokenizer of type {}", type), "ByteLevel (GPT-2, OPT)");
+/// The reference tells by offsets into the original text whether a piece comes first, which normalizers move.
+void check_who_comes_first(const PreTokenizers& pre_tokenizers, const Normalizer* normalizer,
+                           const std::vector<AddedToken>& added, std::string_view where) {
+  if (!pre_tokenizers.asks_who_comes_first || normalizer == nullptr) {
+    return;
   }
-  check_members(part, {"type", "add_prefix_space", "trim_offsets", "use_regex"}, "pre_tokenizer", where);
-  const auto name = fmt::format("{}: pre_tokenizer", where);
-  PreTokenizer result{.add_prefix_space = get<bool>(part, "add_prefix_space", name), .words = std::nullopt};
-  if (get_or<bool>(part, "use_regex", true, name)) {  // files of before 2022 do not say it
-    result.words.emplace(gpt2_word_pattern());
+  const bool finds_normalized =
+      std::any_of(added.begin(), added.end(), [](const AddedToken& token) { return token.normalized; });
+  if (normalizer->may_move_start() || finds_normalized || pre_tokenizers.cuts_before_asking) {
+    fail_unsupported(where, "Metaspace with prepend_scheme \"first\" together with this normalizer",
+                     "it without a normalizer; with NFC, NFD, NFKC or NFKD where no added token is normalized and "
+                     "Metaspace is the first pre-tokenizer");
   }
-  return result;
-}
-
-Template read_template(const json& processor, const Vocabulary& vocabulary, std::string_view where) {
-  const auto part = fmt::format("{}: post_processor", where);
-  check_members(processor, {"type", "single", "pair", "special_tokens"}, "post_processor", where);
-  const auto special_tokens = get<json>(processor, "special_tokens", part);
-  Template result;
-  int texts = 0;
-  for (const auto& piece : get<std::vector<json>>(processor, "single", part)) {
-    check_members(piece, {"Sequence", "SpecialToken"}, "a piece of post_processor.single", where);
-    if (piece.contains("Sequence") == piece.contains("SpecialToken")) {
-      fail(part, "a piece of \"single\" is neither one Sequence nor one SpecialToken");
-    }
-    const auto name = fmt::format("{}.single", part);
-    if (piece.contains("Sequence")) {
-      if (const auto id = get<std::string>(piece["Sequence"], "id", name); id != "A") {
-        fail(name, fmt::format("a single text is the sequence A, got {}", id));
-      }
-      ++texts;
-      continue;
-    }
-    const auto token = get<std::string>(piece["SpecialToken"], "id", name);
-    for (const auto id : get<std::vector<std::int32_t>>(get<json>(special_tokens, token, part), "ids",
-                                                        fmt::format("{}.special_tokens: \"{}\"", part, token))) {
-      if (vocabulary.token(id) == nullptr) {
-        fail(part, fmt::format("the special token \"{}\" has the id {}, which no token has", token, id));
-      }
-      (texts == 0 ? result.before : result.after).push_back(id);
-    }
-  }
-  if (texts != 1) {
-    fail(part, fmt::format("\"single\" has the text {} times, expected once", texts));
-  }
-  return result;
-}
-
-/// Reads a post-processor; a template in it goes to `found`.
-void read_post_processor(const json& part, const Vocabulary& vocabulary, std::string_view where,
-                         std::optional<Template>& found) {
-  const auto type = type_of(part, "post_processor", where);
-  if (type == "ByteLevel") {  // moves offsets, which nobody asks for here
-    check_members(part, {"type", "add_prefix_space", "trim_offsets", "use_regex"}, "post_processor", where);
-  } else if (type == "TemplateProcessing") {
-    if (found) {
-      fail_unsupported(where, "post_processor with two templates", "one TemplateProcessing");
-    }
-    found = read_template(part, vocabulary, where);
-  } else if (type == "Sequence") {
-    check_members(part, {"type", "processors"}, "post_processor", where);
-    for (const auto& step : get<std::vector<json>>(part, "processors", fmt::format("{}: post_processor", where))) {
-      read_post_processor(step, vocabulary, where, found);
-    }
-  } else if (type != "null") {
-    fail_unsupported(where, fmt::format("post_processor of type {}", type),
-                     "null, ByteLevel, TemplateProcessing, Sequence");
-  }
-}
-
-void check_decoder(const json& part, std::string_view where) {
-  const auto type = type_of(part, "decoder", where);
-  if (type != "ByteLevel") {
-    fail_unsupported(where, fmt::format("decoder of type {}", type), "ByteLevel");
-  }
-  check_members(part, {"type", "add_prefix_space", "trim_offsets", "use_regex"}, "decoder", where);
 }
 
 }  // namespace
@@ -364,29 +196,25 @@ std::unique_ptr<Tokenizer> tokenizer_from_json(const json& file, std::string_vie
   if (const auto version = get_or<std::string>(file, "version", "1.0", where); version != "1.0") {
     fail_unsupported(where, fmt::format("version {}", version), "1.0");
   }
-  if (const auto type = type_of(member_or_null(file, "normalizer"), "normalizer", where); type != "null") {
-    fail_unsupported(where, fmt::format("normalizer of type {}", type), "null");
-  }
-  auto pre_tokenizer = read_pre_tokenizer(member_or_null(file, "pre_tokenizer"), where);
-  check_decoder(member_or_null(file, "decoder"), where);
-
-  const json& model = member_or_null(file, "model");
-  if (!model.is_object()) {
-    fail(where, fmt::format("model is {}, expected an object", model.type_name()));
-  }
-  // The first files of GPT-2 have no type; what has merges is BPE.
-  if (const auto type = get_or<std::string>(model, "type", model.contains("merges") ? "BPE" : "unknown",
-                                            fmt::format("{}: model", where));
-      type != "BPE") {
-    fail_unsupported(where, fmt::format("model of type {}", type), "BPE");
-  }
-  auto vocabulary = with_context(fmt::format("reading {}", where), [&] { return read_vocabulary(model, where); });
-  auto bpe = read_model(model, vocabulary, where);
-  const auto added = read_added_tokens(member_or_null(file, "added_tokens"), vocabulary, where);
-  std::optional<Template> special;
-  read_post_processor(member_or_null(file, "post_processor"), vocabulary, where, special);
-  return std::make_unique<ByteLevelTokenizer>(vocabulary, added, std::move(pre_tokenizer), std::move(bpe),
-                                              std::move(special).value_or(Template{}));
+  auto normalizer = read_normalizer(member_or_null(file, "normalizer"), where);
+  auto pre_tokenizers = read_pre_tokenizers(member_or_null(file, "pre_tokenizer"), where);
+  auto decoder = read_decoder(member_or_null(file, "decoder"), where);
+  auto model = read_model(member_or_null(file, "model"), pre_tokenizers.byte_level, where);
+  auto added = read_added_tokens(member_or_null(file, "added_tokens"), model.vocabulary(), where);
+  check_who_comes_first(pre_tokenizers, normalizer.get(), added, where);
+  const auto has_token = [&](std::int32_t id) {
+    return model.vocabulary().token(id) != nullptr ||
+           std::any_of(added.begin(), added.end(), [id](const AddedToken& token) { return token.id == id; });
+  };
+  auto special = read_template(member_or_null(file, "post_processor"), has_token, where);
+  return with_context(fmt::format("reading {}", where), [&] {
+    return std::make_unique<PipelineTokenizer>(PipelineTokenizer::Parts{.normalizer = std::move(normalizer),
+                                                                        .added = std::move(added),
+                                                                        .pre_tokenizers = std::move(pre_tokenizers),
+                                                                        .model = std::move(model),
+                                                                        .special = std::move(special),
+                                                                        .decoder = std::move(decoder)});
+  });
 }
 
 }  // namespace gptqd::io

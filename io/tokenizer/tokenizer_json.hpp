@@ -8,16 +8,16 @@
 
 namespace gptqd::io {
 
-/// The tokenizer that `json` describes. So far: byte-level BPE as of GPT-2 and OPT.
+/// The tokenizer that `json` describes.
 ///
 /// | part | what is supported |
 /// |---|---|
-/// | added_tokens | all flags |
-/// | normalizer | null |
-/// | pre_tokenizer | ByteLevel, with or without its regex and its prefix space |
-/// | model | BPE without dropout, subword prefix, word suffix and byte_fallback |
-/// | post_processor | null, ByteLevel, TemplateProcessing (single texts), Sequence of these with one template |
-/// | decoder | ByteLevel |
+/// | added_tokens | all flags; ids that are the model's for the content, or the next free ones |
+/// | normalizer | read_normalizer() |
+/// | pre_tokenizer | read_pre_tokenizers() |
+/// | model | BPE without dropout, subword prefix and word suffix |
+/// | post_processor | read_template() |
+/// | decoder | read_decoder() |
 ///
 /// @param where  the file's name, for messages
 /// @throws Error (input) naming the part and what is wrong with it, or that it is not supported

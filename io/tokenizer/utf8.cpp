@@ -3,6 +3,9 @@
 #include <bit>
 #include <cstdint>
 #include <cstring>
+#include <limits>
+
+#include "kernels/base/error.hpp"
 
 namespace gptqd::io {
 
@@ -10,7 +13,20 @@ namespace {
 
 unsigned byte_at(std::string_view text, std::size_t position) { return static_cast<unsigned char>(text[position]); }
 
-/// The first position at or after `position` whose byte is not ASCII.
+/// The first position at or after `position` that is not well-formed, or the end.
+std::size_t skip_valid(std::string_view text, std::size_t position) {
+  while ((position = skip_ascii(text, position)) < text.size()) {
+    const auto step = utf8_step(text, position);
+    if (!step.valid) {
+      break;
+    }
+    position += step.length;
+  }
+  return position;
+}
+
+}  // namespace
+
 std::size_t skip_ascii(std::string_view text, std::size_t position) {
   constexpr std::uint64_t high_bits = 0x8080808080808080u;
   while (position + 8 <= text.size()) {
@@ -26,20 +42,6 @@ std::size_t skip_ascii(std::string_view text, std::size_t position) {
   }
   return position;
 }
-
-/// The first position at or after `position` that is not well-formed, or the end.
-std::size_t skip_valid(std::string_view text, std::size_t position) {
-  while ((position = skip_ascii(text, position)) < text.size()) {
-    const auto step = utf8_step(text, position);
-    if (!step.valid) {
-      break;
-    }
-    position += step.length;
-  }
-  return position;
-}
-
-}  // namespace
 
 Utf8Step utf8_step(std::string_view text, std::size_t position) {
   const unsigned lead = byte_at(text, position);
@@ -124,10 +126,64 @@ void append_utf8(std::string& text, char32_t code_point) {
   append(0x80 | (code_point & 0x3f));
 }
 
+std::optional<std::string> repaired_text(std::string_view text) {
+  const auto check = [](std::string_view checked) {
+    if (checked.size() >= static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max())) {
+      throw Error(ErrorKind::input,
+                  fmt::format("tokenizing a text of {} bytes: texts must be below 2 GiB; split it", checked.size()));
+    }
+  };
+  check(text);
+  if (is_valid_utf8(text)) {
+    return std::nullopt;
+  }
+  auto result = replace_invalid_utf8(text);
+  check(result);
+  return result;
+}
+
+std::string replaced(std::string_view text, std::string_view what, std::string_view content) {
+  std::string result;
+  result.reserve(text.size());
+  std::size_t done = 0;
+  for (auto at = text.find(what); at != std::string_view::npos; at = text.find(what, done)) {
+    result.append(text, done, at - done).append(content);
+    done = at + what.size();
+  }
+  return result.append(text, done);
+}
+
 bool is_white_space(char32_t code_point) {
   return (code_point >= 0x09 && code_point <= 0x0d) || code_point == 0x20 || code_point == 0x85 || code_point == 0xa0 ||
          code_point == 0x1680 || (code_point >= 0x2000 && code_point <= 0x200a) || code_point == 0x2028 ||
          code_point == 0x2029 || code_point == 0x202f || code_point == 0x205f || code_point == 0x3000;
+}
+
+std::size_t last_character(std::string_view text) {
+  std::size_t position = text.size() - 1;
+  while (position > 0 && (byte_at(text, position) & 0xc0u) == 0x80u) {
+    --position;
+  }
+  return position;
+}
+
+std::size_t trailing_space(std::string_view text) {
+  while (!text.empty()) {
+    const auto last = last_character(text);
+    if (!is_white_space(code_point_at(text, last))) {
+      break;
+    }
+    text = text.substr(0, last);
+  }
+  return text.size();
+}
+
+std::size_t leading_space(std::string_view text) {
+  std::size_t position = 0;
+  while (position < text.size() && is_white_space(code_point_at(text, position))) {
+    position += utf8_step(text, position).length;
+  }
+  return position;
 }
 
 }  // namespace gptqd::io

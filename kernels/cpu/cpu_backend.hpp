@@ -16,6 +16,8 @@ class CpuBackend final : public Backend {
   explicit CpuBackend(const CpuBackendOptions& options);
   ~CpuBackend() override;
 
+  MemoryKind memory_kind() const override { return MemoryKind::host; }
+  PieceSizes preferred_pieces() const override { return {.panel_columns = 768, .row_tile = 64}; }
   std::string describe() const override;
   /// f32 for every model: there is no fast half-precision GEMM to call.
   DType compute_dtype(DType model) const override;
@@ -57,6 +59,7 @@ class CpuBackend final : public Backend {
   void run(Stream& stream, const RoundToGridsArgs& args) override;
   void run(Stream& stream, const SolvePanelArgs& args) override;
   void run(Stream& stream, const WeightedNormsArgs& args) override;
+  void run(Stream& stream, const RowStatisticsArgs& args) override;
   void run(Stream& stream, const ObqArgs& args) override;
   void run(Stream& stream, const PackRowsArgs& args) override;
   void run(Stream& stream, const DequantizeArgs& args) override;

@@ -73,7 +73,7 @@ class DeviceMatrix {
     team.backend.copy_to_device(team.stream, buffer_.data(), values.data(), rows * cols * size_of(dtype_of<T>));
     team.stream.synchronize();
   }
-  ConstAnyView<2> view() const { return buffer_.any_view<2>(dtype_of<T>, {rows_, cols_}); }
+  AnyView<2> view() const { return buffer_.any_view<2>(dtype_of<T>, {rows_, cols_}); }
 
  private:
   std::int64_t rows_;

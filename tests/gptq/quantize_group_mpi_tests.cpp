@@ -39,7 +39,7 @@ struct Problem {
   std::vector<float> weight = test::normal(100 * cols, 22);
 
   /// Leaves of one rank out of `ranks`; lengths differ, the third is empty.
-  std::vector<LeafInput> leaves(ConstAnyView<2> all, int rank, int ranks) const {
+  std::vector<LeafInput> leaves(AnyView<2> all, int rank, int ranks) const {
     const std::vector<std::int64_t> cut{0, 90, 91, 91, 150, 220, 300, 301, 400};
     const auto own = comm::leaves_of(rank, ranks, 8);
     std::vector<LeafInput> result;

@@ -35,7 +35,7 @@ struct Layer {
 };
 
 /// The activations cut into `leaves` leaves of unequal length, each into chunks of at most `chunk` tokens.
-std::vector<LeafInput> cut(ConstAnyView<2> x, int leaves, std::int64_t chunk) {
+std::vector<LeafInput> cut(AnyView<2> x, int leaves, std::int64_t chunk) {
   std::vector<LeafInput> result;
   for (int leaf = 0; leaf < leaves; ++leaf) {
     const std::int64_t first = x.rows() * leaf * leaf / (leaves * leaves);

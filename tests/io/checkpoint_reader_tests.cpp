@@ -133,7 +133,7 @@ TEST(CheckpointReader, RefusesFoldersWithoutWeights) {
   EXPECT_THAT(refusal(folder / "none").message(), HasSubstr("no such folder"));
   EXPECT_THAT(refusal(folder / "file").message(), HasSubstr("expected a folder"));
   EXPECT_THAT(refusal(folder.path()).message(),
-              AllOf(HasSubstr("no weights; looked for"), HasSubstr("model.safetensors "),
+              AllOf(HasSubstr("no weights; looked for"), HasSubstr("model.safetensors, "),
                     HasSubstr("model.safetensors.index.json")));
 }
 

@@ -1,10 +1,7 @@
 #include <gmock/gmock.h>
 
-#include <cstdlib>
-#include <map>
-#include <optional>
-
 #include "io/model_lookup.hpp"
+#include "tests/io/environment.hpp"
 #include "tests/io/file_support.hpp"
 #include "tests/support/paths.hpp"
 
@@ -17,26 +14,9 @@ using test::write_text;
 using testing::HasSubstr;
 using testing::Not;
 
-/// A temporary folder, and the lookup's variables: unset but for those that a test sets; put back afterwards.
+/// A temporary folder, and the lookup's variables, unset but for those that a test sets.
 class ModelLookup : public testing::Test {
  protected:
-  ModelLookup() {
-    for (const auto* name : {"GPTQ_DIST_MODELS", "HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "HOME"}) {
-      const char* value = std::getenv(name);
-      before_[name] = value == nullptr ? std::nullopt : std::optional<std::string>(value);
-      unsetenv(name);
-    }
-  }
-  ~ModelLookup() override {
-    for (const auto& [name, value] : before_) {
-      if (value) {
-        setenv(name.c_str(), value->c_str(), 1);
-      } else {
-        unsetenv(name.c_str());
-      }
-    }
-  }
-
   fs::path make_folder(const std::string& relative) const {
     fs::create_directories(folder_ / relative);
     return folder_ / relative;
@@ -47,12 +27,11 @@ class ModelLookup : public testing::Test {
     write_text(folder_ / (cache + "/" + repository + "/refs/main"), commit);
     return make_folder(cache + "/" + repository + "/snapshots/" + commit);
   }
-  void set(const char* name, const std::string& value) const { setenv(name, value.c_str(), 1); }
+  void set(const char* name, const std::string& value) const { environment_.set(name, value); }
 
   gptqd::test::TemporaryFolder folder_;
-
- private:
-  std::map<std::string, std::optional<std::string>> before_;
+  test::Environment environment_{"GPTQ_DIST_MODELS", "HF_HUB_CACHE",   "HUGGINGFACE_HUB_CACHE",
+                                 "HF_HOME",          "XDG_CACHE_HOME", "HOME"};
 };
 
 TEST_F(ModelLookup, TakesAFolderAsGiven) {
@@ -133,6 +112,19 @@ TEST_F(ModelLookup, ListsEveryPlaceItLookedAt) {
   EXPECT_THAT(error.message(), HasSubstr("/third/hub/models--facebook--opt-13b/snapshots/"));
   EXPECT_THAT(error.message(), HasSubstr("download facebook/opt-13b"));
   EXPECT_THAT(error.message(), Not(HasSubstr("not set")));
+}
+
+TEST_F(ModelLookup, SaysWhatIsWrongWithARepositoryThatIsThere) {
+  make_folder("hub/models--org--no-ref/snapshots/0123abc");
+  make_snapshot("hub", "models--org--no-snapshot", "4567def");
+  fs::remove_all(folder_ / "hub/models--org--no-snapshot/snapshots");
+  set("HUGGINGFACE_HUB_CACHE", (folder_ / "hub").string());
+
+  EXPECT_THAT(
+      error_of([] { find_model("org/no-ref"); }).message(),
+      HasSubstr("the repository is there, but it has no refs/main; give the folder of one of snapshots/0123abc"));
+  EXPECT_THAT(error_of([] { find_model("org/no-snapshot"); }).message(),
+              HasSubstr("4567def (the repository is there, but not the snapshot of its refs/main)"));
 }
 
 TEST_F(ModelLookup, SaysThatAFileIsNoFolder) {

@@ -6,9 +6,9 @@
 #include <ostream>
 #include <random>
 
-#include "io/tokenizer/bpe.hpp"
-#include "io/tokenizer/byte_level.hpp"
-#include "io/tokenizer/split_regex.hpp"
+#include "io/tokenizer/byte_alphabet.hpp"
+#include "io/tokenizer/merge_table.hpp"
+#include "io/tokenizer/vocabulary.hpp"
 #include "io/tokenizer/utf8.hpp"
 #include "tests/io/file_support.hpp"
 
@@ -67,64 +67,6 @@ TEST(Utf8, WritesAndReadsEveryScalarValue) {
     ASSERT_EQ(utf8_step(text, 0).length, text.size());
     ASSERT_EQ(code_point_at(text, 0), code_point);
   }
-}
-
-std::vector<std::string> pieces(const SplitRegex& regex, std::string_view text) {
-  std::vector<std::string> result;
-  regex.for_each_piece(text, [&](std::string_view piece) { result.emplace_back(piece); });
-  return result;
-}
-
-TEST(SplitRegex, GivesMatchesAndWhatLiesBetween) {
-  const SplitRegex regex("b+");
-
-  EXPECT_THAT(pieces(regex, "abbcb"), ElementsAre("a", "bb", "c", "b"));
-  EXPECT_THAT(pieces(regex, "xyz"), ElementsAre("xyz"));
-  EXPECT_THAT(pieces(regex, ""), ElementsAre());
-}
-
-TEST(SplitRegex, CutsNothingAtEmptyMatches) {
-  EXPECT_THAT(pieces(SplitRegex("b*"), "a\u00e9bbc"), ElementsAre("a\u00e9", "bb", "c"));
-  EXPECT_THAT(pieces(SplitRegex("(?=c)"), "abc\U0001f600"), ElementsAre("abc\U0001f600"));
-}
-
-TEST(SplitRegex, NamesTheFaultOfAPattern) {
-  const auto error = error_of([] { SplitRegex regex("a(b"); });
-
-  EXPECT_EQ(error.kind(), ErrorKind::input);
-  EXPECT_THAT(error.message(), HasSubstr("a(b: PCRE2 refuses it at byte 3"));
-}
-
-TEST(SplitRegex, MatchesWhatNeedsMoreThanTheCompiledCodesStack) {
-  const SplitRegex regex("(?:a|b)*c");
-  const std::string text(100'000, 'a');
-
-  EXPECT_THAT(pieces(regex, text + "c"), ElementsAre(text + "c"));
-}
-
-TEST(SplitRegex, GivesUpWithAMessage) {
-  const SplitRegex regex("(a|aa)+$");
-
-  const auto error = error_of([&] { pieces(regex, std::string(200, 'a') + "b"); });
-
-  EXPECT_EQ(error.kind(), ErrorKind::input);
-  EXPECT_THAT(error.message(), HasSubstr("PCRE2 gives up at byte 0"));
-}
-
-TEST(Gpt2Words, FollowUnicode16WhateverPcre2Knows) {
-  const SplitRegex regex(gpt2_word_pattern());
-
-  EXPECT_THAT(pieces(regex, "a\U0002ebf0b"), ElementsAre("a\U0002ebf0b"));                // a letter since 15.1
-  EXPECT_THAT(pieces(regex, "1\U00011f50 x"), ElementsAre("1\U00011f50", " x"));          // a number since 15
-  EXPECT_THAT(pieces(regex, "a\u180e b"), ElementsAre("a", "\u180e", " b"));              // no white space
-  EXPECT_THAT(pieces(regex, "a\u3000\u0085 b"), ElementsAre("a", "\u3000\u0085", " b"));  // white space
-}
-
-TEST(Gpt2Words, CutAsTheirPatternSays) {
-  const SplitRegex regex(gpt2_word_pattern());
-
-  EXPECT_THAT(pieces(regex, "I'll  go'S 3rd!?\n\n x "),
-              ElementsAre("I", "'ll", " ", " go", "'", "S", " 3", "rd", "!?", "\n\n", " x", " "));
 }
 
 TEST(ByteAlphabet, SpellsEveryByteOnce) {

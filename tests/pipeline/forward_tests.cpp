@@ -140,8 +140,10 @@ INSTANTIATE_TEST_SUITE_P(OfEachArchitecture, ForwardOfFiles,
                                            "qwen3-norm"),
                          test_name);
 
-TEST(ForwardOfOlderFiles, NamesWithoutTransformerGiveTheSame) {
-  const auto folder = source_path("tests/golden/models/bloom-bare");
+class ForwardOfOlderFiles : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(ForwardOfOlderFiles, GivesTheSameLogits) {
+  const auto folder = source_path("tests/golden/models/" + GetParam());
   const auto golden = read_golden(folder);
 
   const auto got = run_model(folder, golden.ids, golden.seqlen);
@@ -149,7 +151,11 @@ TEST(ForwardOfOlderFiles, NamesWithoutTransformerGiveTheSame) {
   EXPECT_LE(distance(got.values.at("logits"), golden.trace.values.at("logits")), golden_tolerance);
 }
 
-TEST(ForwardOfOlderFiles, NamesWithoutModelGiveTheSame) {
+// Names without "transformer.", and the pickles of older files with names without "model.".
+INSTANTIATE_TEST_SUITE_P(All, ForwardOfOlderFiles, ::testing::Values("bloom-bare", "bloom-bin-sharded", "opt-bin"),
+                         test_name);
+
+TEST(ForwardOfFilesWithoutModel, NamesGiveTheSame) {
   const auto folder = source_path("tests/golden/models/opt-post");
   const TemporaryFolder copy;
   auto model = HostModel::read(folder);

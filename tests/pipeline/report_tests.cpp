@@ -66,7 +66,7 @@ TEST(LayerTable, ALayerTellsItsBlockAndItsSecondsWhereTheyAreKnown) {
 
   EXPECT_EQ(table.layers().at(0).at("block"), 5);
   EXPECT_EQ(table.layers().at(0).at("seconds"), 1.5);
-  EXPECT_TRUE(table.layers().at(1).at("seconds").is_null());
+  EXPECT_FALSE(table.layers().at(1).contains("seconds"));
   EXPECT_EQ(table.layers().at(2).at("block"), 6);
   EXPECT_FALSE(table.layers().at(2).contains("seconds"));
 }
