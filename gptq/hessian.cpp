@@ -204,22 +204,11 @@ void HessianSource::accumulate(Panels& panels, const DeviceOrder& order) {
 }
 
 void HessianSource::reorder_activations(DeviceOrder::Map index) {
-  std::int64_t scratch_bytes = 0;
   for (const auto& leaf : input_.leaves) {
     for (const auto& chunk : leaf.chunks) {
-      scratch_bytes = std::max(scratch_bytes, chunk.bytes());
-    }
-  }
-  if (scratch_bytes == 0) {
-    return;
-  }
-  const Buffer scratch = team_.backend.allocate(scratch_bytes);
-  for (const auto& leaf : input_.leaves) {
-    for (const auto& chunk : leaf.chunks) {
-      require(chunk.is_dense(), "Hessian: activations whose rows lie apart");
-      const auto reordered = scratch.any_view<2>(chunk.dtype, chunk.shape);
-      team_.backend.gather_columns(team_.stream, {.x = chunk, .index = index, .y = reordered});
-      team_.backend.copy(team_.stream, chunk.data, reordered.data, chunk.bytes());
+      if (chunk.rows() > 0) {
+        team_.backend.gather_columns(team_.stream, {.x = chunk, .index = index, .y = chunk});
+      }
     }
   }
 }

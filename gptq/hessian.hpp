@@ -13,7 +13,7 @@
 
 namespace gptqd::gptq {
 
-/// The activations of one leaf of the summation tree: dense chunks of [tokens, cols], in sample order, natural column
+/// The activations of one leaf of the summation tree: chunks of [tokens, cols], in sample order, natural column
 /// order. While H is accumulated their columns are put into factor order, in place, and afterwards back.
 struct LeafInput {
   int leaf = 0;

@@ -34,13 +34,19 @@ int thread_count(const comm::World& world, int asked) {
   return allowed < online ? allowed : std::max(1, online / world.local_size());
 }
 
+/// The same answer on every rank: ranks on different devices could not exchange anything.
+bool every_rank_has_gpus(comm::World& world) {
+  return world.group().all_max(cuda_device_count() > 0 ? 0 : 1, "ranks without a GPU") == 0;
+}
+
 }  // namespace
 
 po::options_description machine_options() {
   po::options_description options("Machine", 100, 50);
   options.add_options()("threads", po::value<int>()->default_value(0)->value_name("N"),
                         "CPU threads of each rank; 0: its share of the node. Results do not depend on it")(
-      "device", po::value<std::string>()->default_value("cpu")->value_name("cpu|cuda"), "where to compute")(
+      "device", po::value<std::string>()->default_value("auto")->value_name("auto|cpu|cuda"),
+      "where to compute; auto: on GPUs where there are some and the build knows them")(
       "stall-seconds", po::value<double>()->default_value(30)->value_name("S"),
       "end the job when a rank is silent or makes no progress for so long");
   return options;
@@ -52,14 +58,15 @@ int run_session(const CommandLine& line, const std::function<void(comm::World& w
     throw Error(ErrorKind::usage, fmt::format("--threads {}: expected 0 (automatic) to 4096", asked));
   }
   const auto& device = line.get<std::string>("device");
-  if (device != "cpu" && device != "cuda") {
-    throw Error(ErrorKind::usage, fmt::format("--device {}: expected cpu or cuda", device));
+  if (device != "auto" && device != "cpu" && device != "cuda") {
+    throw Error(ErrorKind::usage, fmt::format("--device {}: expected auto, cpu or cuda", device));
   }
   const auto world = comm::World::start({.stall_seconds = line.get<double>("stall-seconds")});
   try {
+    const bool on_gpu = device == "cuda" || (device == "auto" && every_rank_has_gpus(*world));
     const auto backend =
-        device == "cuda" ? make_cuda_backend({.device = world->local_rank(), .progress = &world->progress()})
-                         : make_cpu_backend({.threads = thread_count(*world, asked), .progress = &world->progress()});
+        on_gpu ? make_cuda_backend({.device = world->local_rank(), .progress = &world->progress()})
+               : make_cpu_backend({.threads = thread_count(*world, asked), .progress = &world->progress()});
     body(*world, *backend);
   } catch (const Error& error) {
     world->fail(error);

@@ -27,7 +27,8 @@ namespace po = boost::program_options;
 
 namespace {
 
-constexpr const char* usage = R"(Usage: gptq-dist tokenize --model NAME|DIR --text FILE [--special] [--out FILE.safetensors [--seqlen N] | --ids]
+constexpr const char* usage =
+    R"(Usage: gptq-dist tokenize --model NAME|DIR --text FILE [--special] [--out FILE.safetensors [--seqlen N] | --ids]
        gptq-dist tokenize --model NAME|DIR --decode FILE [--skip-special]
 
 What the model's tokenizer makes of a text: counts and the first tokens, all ids, or a file of ids for --calibration; or
@@ -66,10 +67,11 @@ Ids parse_ids(std::string_view text, const std::string& name) {
     std::int32_t id = 0;
     const auto result = std::from_chars(word.data(), word.data() + word.size(), id);
     if (result.ec != std::errc() || result.ptr != word.data() + word.size() || id < 0) {
-      throw Error(ErrorKind::input,
-                  fmt::format("{}: \"{}\" is no token id; expected numbers from 0 to {} with blanks, commas or line ends "
-                              "between them",
-                              name, word.substr(0, 40), std::numeric_limits<std::int32_t>::max()));
+      throw Error(
+          ErrorKind::input,
+          fmt::format("{}: \"{}\" is no token id; expected numbers from 0 to {} with blanks, commas or line ends "
+                      "between them",
+                      name, word.substr(0, 40), std::numeric_limits<std::int32_t>::max()));
     }
     ids.push_back(id);
     begin = end;

@@ -31,7 +31,9 @@ void validate(const GatherColumnsArgs& args) {
   } else {
     checks::expect_tensor(args.y, gathered, {args.x.dtype}, operation, "y");
   }
-  checks::expect_disjoint(args.y, "y", args.x, "x", operation);
+  if (!args.in_place() || args.y.shape != args.x.shape) {
+    checks::expect_disjoint(args.y, "y", args.x, "x", operation);
+  }
 }
 
 }  // namespace gptqd

@@ -18,11 +18,14 @@ struct ConvertArgs {
 };
 void validate(const ConvertArgs& args);
 
-/// y[r, c] = x[r, index[c]]: puts columns into factor order. Converts f32 -> f64 where y is f64.
+/// y[r, c] = x[r, index[c]]: puts columns into factor order. Converts f32 -> f64 where y is f64. In place where y is x
+/// itself: each row is read before it is written.
 struct GatherColumnsArgs {
   ConstAnyView<2> x;                       ///< [rows, n], f32 (or compute dtype)
   ConstTensorView<std::int32_t, 1> index;  ///< [m], each in [0, n)
-  AnyView<2> y;                            ///< [rows, m]; must not overlap x
+  AnyView<2> y;                            ///< [rows, m]; x itself, or not overlapping it
+
+  bool in_place() const { return y.data == x.data && y.stride == x.stride && y.dtype == x.dtype; }
 };
 void validate(const GatherColumnsArgs& args);
 

@@ -1,5 +1,6 @@
 #pragma once
-/// @file Brings blocks to the ranks of a stage: the owner reads ahead in the background and broadcasts.
+/// @file Brings blocks to the ranks of a stage: the owner reads ahead in the background, up to its device, and
+/// broadcasts.
 #include <future>
 #include <optional>
 
@@ -44,8 +45,16 @@ class BlockLoader {
   BlockPackedSource packed_;
   int bits_;
   std::function<int(std::int64_t)> owner_;
+  /// A block on its owner's device.
+  struct Ahead {
+    std::string layout;
+    Buffer raw;
+  };
+  Ahead read(std::int64_t block, const PackedSource& packed);
+
+  std::unique_ptr<Stream> copy_stream_;  ///< of the thread that reads ahead
   std::optional<std::int64_t> ahead_;
-  std::future<HostBlock> reading_;
+  std::future<Ahead> reading_;
 };
 
 }  // namespace gptqd::pipeline

@@ -1,13 +1,18 @@
 #include "pipeline/host_block.hpp"
 
+#include <algorithm>
 #include <cstring>
 #include <nlohmann/json.hpp>
+
+#include "pipeline/run_parallel.hpp"
 
 namespace gptqd::pipeline {
 
 namespace {
 
 constexpr std::int64_t alignment = 256;
+constexpr std::int64_t piece_bytes = std::int64_t{32} << 20;
+constexpr int reading_threads = 4;
 
 /// Index of the first element whose exponent is all ones, or -1.
 template <class Word>
@@ -32,26 +37,52 @@ std::int64_t first_not_finite(std::span<const std::byte> data, Word exponent_mas
   return -1;
 }
 
+/// Lays tensors out one after another, then fills them.
 class Builder {
  public:
-  std::span<std::byte> add(const std::string& name, DType dtype, const std::vector<std::int64_t>& shape) {
+  using Fill = std::function<void(std::span<std::byte>)>;
+
+  /// @param fill  of the bytes [first, first + size) of the tensor
+  void add_piece(std::int64_t first, std::int64_t size, Fill fill) {
+    pieces_.push_back({.offset = tensors_.back().offset + first, .bytes = size, .fill = std::move(fill)});
+  }
+  void add(const std::string& name, DType dtype, const std::vector<std::int64_t>& shape) {
     BlockTensor tensor{.name = name, .dtype = dtype, .shape = shape};
-    tensor.offset = (static_cast<std::int64_t>(block_.data.size()) + alignment - 1) / alignment * alignment;
-    block_.data.resize(static_cast<std::size_t>(tensor.offset + tensor.bytes()));
-    block_.tensors.push_back(tensor);
-    return std::span(block_.data)
-        .subspan(static_cast<std::size_t>(tensor.offset), static_cast<std::size_t>(tensor.bytes()));
+    tensor.offset = (end_ + alignment - 1) / alignment * alignment;
+    end_ = tensor.offset + tensor.bytes();
+    tensors_.push_back(std::move(tensor));
   }
   template <class T>
-  void add(const std::string& name, const std::vector<T>& values, const std::vector<std::int64_t>& shape) {
-    const auto target = add(name, dtype_of<T>, shape);
-    require(target.size() == values.size() * sizeof(T), "host block: " + name + " has another size than its shape");
-    std::memcpy(target.data(), values.data(), target.size());
+  void add(const std::string& name, std::vector<T> values, const std::vector<std::int64_t>& shape) {
+    add(name, dtype_of<T>, shape);
+    const auto bytes = tensors_.back().bytes();
+    require(bytes == std::ssize(values) * static_cast<std::int64_t>(sizeof(T)),
+            "host block: " + name + " has another size than its shape");
+    add_piece(0, bytes, [values = std::move(values)](std::span<std::byte> target) {
+      std::memcpy(target.data(), values.data(), target.size());
+    });
   }
-  HostBlock take() { return std::move(block_); }
+
+  HostBlock build(const std::function<void()>& tick) && {
+    HostBlock block{.tensors = std::move(tensors_), .data = HostBytes(static_cast<std::size_t>(end_))};
+    run_parallel(std::ssize(pieces_), reading_threads, [&](std::int64_t i) {
+      const auto& piece = pieces_[static_cast<std::size_t>(i)];
+      piece.fill(
+          std::span(block.data).subspan(static_cast<std::size_t>(piece.offset), static_cast<std::size_t>(piece.bytes)));
+      tick();
+    });
+    return block;
+  }
 
  private:
-  HostBlock block_;
+  struct Piece {
+    std::int64_t offset = 0;
+    std::int64_t bytes = 0;
+    Fill fill;
+  };
+  std::vector<BlockTensor> tensors_;
+  std::vector<Piece> pieces_;
+  std::int64_t end_ = 0;
 };
 
 /// [groups, rows] as the artifact stores them -> [rows, groups] as kernels read them.
@@ -116,7 +147,7 @@ std::vector<BlockTensor> HostBlock::parse_layout(const std::string& layout) {
 }
 
 void require_finite(std::string_view name, DType dtype, const std::vector<std::int64_t>& shape,
-                    std::span<const std::byte> data) {
+                    std::span<const std::byte> data, std::int64_t first) {
   std::int64_t index = -1;
   switch (dtype) {
     case DType::f32:
@@ -132,6 +163,7 @@ void require_finite(std::string_view name, DType dtype, const std::vector<std::i
       break;
   }
   if (index >= 0) {
+    index += first;
     const std::int64_t width = shape.empty() ? 1 : shape.back();
     throw Error(ErrorKind::input, fmt::format("tensor {} [{}] is not finite at row {}, column {}; the checkpoint is "
                                               "damaged or was trained into overflow: get it again",
@@ -144,10 +176,13 @@ HostBlock read_host_block(const io::CheckpointReader& tensors, const BlockSpec& 
   Builder builder;
   const auto add_from_file = [&](const std::string& name) {
     const io::TensorInfo& info = tensors.at(name);
-    const auto target = builder.add(name, info.dtype, info.shape);
-    tensors.read(info, target);
-    require_finite(name, info.dtype, info.shape, target);
-    tick();
+    builder.add(name, info.dtype, info.shape);
+    for (std::int64_t first = 0; first < info.bytes; first += piece_bytes) {
+      builder.add_piece(first, std::min(piece_bytes, info.bytes - first), [&, first](std::span<std::byte> target) {
+        tensors.read_range(info, first, target);
+        require_finite(info.name, info.dtype, info.shape, target, first / size_of(info.dtype));
+      });
+    }
   };
   for (const auto& norm : block.norms()) {
     add_from_file(norm.weight_name());
@@ -158,7 +193,6 @@ HostBlock read_host_block(const io::CheckpointReader& tensors, const BlockSpec& 
   for (const auto& linear : block.linears()) {
     if (const auto found = packed ? packed(linear.module) : std::nullopt) {
       add_packed(builder, linear, *found);
-      tick();
     } else {
       add_from_file(linear.weight_name());
     }
@@ -166,7 +200,7 @@ HostBlock read_host_block(const io::CheckpointReader& tensors, const BlockSpec& 
       add_from_file(linear.bias_name());
     }
   }
-  return builder.take();
+  return std::move(builder).build(tick);
 }
 
 }  // namespace gptqd::pipeline

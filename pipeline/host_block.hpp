@@ -2,6 +2,7 @@
 /// @file The tensors of one decoder block in host memory, as files hold them.
 #include <cstddef>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -21,13 +22,24 @@ struct BlockTensor {
   std::int64_t bytes() const;
 };
 
+/// Leaves new elements as they are: gigabytes that are read over need no zeros first.
+template <class T>
+struct UninitializedAllocator : std::allocator<T> {
+  template <class U>
+  struct rebind {
+    using other = UninitializedAllocator<U>;
+  };
+  void construct(T*) noexcept {}
+};
+using HostBytes = std::vector<std::byte, UninitializedAllocator<std::byte>>;
+
 /// All tensors of a block in one piece of memory, ready to be broadcast.
 ///
 /// A linear is there as `X.weight` in the checkpoint's type, or packed as `X.packed` (u32, row-packed), `X.scales` (f32
 /// [rows, groups]), `X.zeros` (u8 [rows, groups]) and `X.g_idx` (i32 [cols]).
 struct HostBlock {
   std::vector<BlockTensor> tensors;
-  std::vector<std::byte> data;
+  HostBytes data;
 
   /// The tensors' names, types, shapes and places as text, and back.
   std::string layout() const;
@@ -37,14 +49,16 @@ struct HostBlock {
 /// Gives a module packed, or nothing where it is to be read as a float weight.
 using PackedSource = std::function<std::optional<io::PackedLinear>(const std::string& module)>;
 
-/// Reads a block.
-/// @param tick  called once a tensor
+/// Reads a block, several pieces at a time.
+/// @param tick  called once a piece, from several threads
 /// @throws Error (input) for a NaN or infinity in a weight, naming the tensor, row and column
 HostBlock read_host_block(const io::CheckpointReader& tensors, const BlockSpec& block, const PackedSource& packed,
                           const std::function<void()>& tick);
 
 /// Throws Error (input) naming the first element of a floating tensor that is not finite.
+/// @param data   a part of the tensor
+/// @param first  the element that the part begins with
 void require_finite(std::string_view name, DType dtype, const std::vector<std::int64_t>& shape,
-                    std::span<const std::byte> data);
+                    std::span<const std::byte> data, std::int64_t first = 0);
 
 }  // namespace gptqd::pipeline

@@ -544,6 +544,7 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
         {"loss_ratio", summary.loss_ratio ? nlohmann::json(*summary.loss_ratio) : nlohmann::json()},
         {"fallbacks", table.fallbacks()},
         {"artifact", {{"bytes", summary.artifact_bytes}, {"files", std::move(files)}}},
+        {"block_seconds", table.block_seconds()},
         {"layers", table.layers()}};
     io::write_file_atomically(config.work / "report.json", report.dump(1) + "\n");
     if (config.report) {

@@ -5,10 +5,14 @@
 namespace gptqd::pipeline {
 
 void LayerTable::add(const io::BlockShard& shard) {
-  const auto seconds =
-      shard.run.contains("linear_seconds") ? shard.run.at("linear_seconds") : nlohmann::json::object();
+  const auto seconds = shard.run.contains("linear_seconds") ? shard.run.at("linear_seconds") : nlohmann::json::object();
   for (const auto& linear : shard.linears) {
     add(shard.block, linear.record, seconds.value(linear.name, nlohmann::json()));
+  }
+  if (shard.run.contains("seconds")) {
+    auto parts = shard.run.at("seconds");
+    parts["block"] = shard.block;
+    block_seconds_.push_back(std::move(parts));
   }
 }
 

@@ -19,6 +19,8 @@ class LayerTable {
 
   /// One object a linear, with its block, and its seconds where this is known.
   const nlohmann::json& layers() const { return layers_; }
+  /// Seconds of the blocks' parts, from shards that know them: {"block", "forward", "quantize", "total"}.
+  const nlohmann::json& block_seconds() const { return block_seconds_; }
   /// exp(mean(log(loss / rtn_loss))) over the linears that have both, above zero.
   std::optional<double> loss_ratio() const;
   std::int64_t fallbacks() const;
@@ -27,6 +29,7 @@ class LayerTable {
 
  private:
   nlohmann::json layers_ = nlohmann::json::array();
+  nlohmann::json block_seconds_ = nlohmann::json::array();
 };
 
 /// Multiplications and additions of one block's quantization over all calibration tokens: the forward pass once (2 T m

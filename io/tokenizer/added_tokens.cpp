@@ -31,8 +31,9 @@ void AddedTokens::Matcher::add(const AddedToken& token) {
     node = edges_.try_emplace(edge(node, byte), edges_.size() + 1).first->second;
   }
   if (!token_of_node_.emplace(node, tokens_.size()).second) {
-    throw Error(ErrorKind::input, fmt::format("the added tokens with the ids {} and {} are the same after normalization",
-                                              tokens_[token_of_node_.at(node)].id, token.id));
+    throw Error(ErrorKind::input,
+                fmt::format("the added tokens with the ids {} and {} are the same after normalization",
+                            tokens_[token_of_node_.at(node)].id, token.id));
   }
   tokens_.push_back(token);
 }

@@ -162,14 +162,15 @@ void Bpe::append_symbols(std::string_view part, std::vector<std::int32_t>& symbo
       continue;
     }
     if (!options_.unknown) {
-      throw Error(ErrorKind::input,
-                  options_.byte_level
-                      ? fmt::format("the text contains the byte 0x{:02X}, for which the tokenizer has no token and no "
-                                    "unk_token; take the character out of the text",
-                                    static_cast<unsigned char>(part[position - 1]))
-                      : fmt::format("the text contains the character U+{:04X}, for which the tokenizer has no token and "
-                                    "no unk_token; take it out of the text",
-                                    static_cast<std::uint32_t>(character.value)));
+      throw Error(
+          ErrorKind::input,
+          options_.byte_level
+              ? fmt::format("the text contains the byte 0x{:02X}, for which the tokenizer has no token and no "
+                            "unk_token; take the character out of the text",
+                            static_cast<unsigned char>(part[position - 1]))
+              : fmt::format("the text contains the character U+{:04X}, for which the tokenizer has no token and "
+                            "no unk_token; take it out of the text",
+                            static_cast<std::uint32_t>(character.value)));
     }
     if (waiting && !options_.fuse_unknown) {
       symbols.push_back(*options_.unknown);

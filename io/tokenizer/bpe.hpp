@@ -64,10 +64,10 @@ class Bpe {
   BpeOptions options_;
   MergeTable merges_;
   Joints joints_;
-  bool cuts_ = true;  // whether joints_ tells where to cut
-  std::vector<std::int32_t> low_ids_;                       // of characters below its size; -1: none
-  std::unordered_map<char32_t, std::int32_t> other_ids_;    // of the other characters
-  std::array<std::int32_t, 256> fallback_ids_{};            // of <0x00>, ...; -1: none
+  bool cuts_ = true;                                      // whether joints_ tells where to cut
+  std::vector<std::int32_t> low_ids_;                     // of characters below its size; -1: none
+  std::unordered_map<char32_t, std::int32_t> other_ids_;  // of the other characters
+  std::array<std::int32_t, 256> fallback_ids_{};          // of <0x00>, ...; -1: none
   std::unordered_map<std::string, std::int32_t, StringHash, std::equal_to<>> id_of_bytes_;  // with ignore_merges
 };
 

@@ -14,8 +14,8 @@ struct Character {
   std::size_t length = 0;
 };
 
-/// The pairs of neighbouring characters that occur inside the results of merges. Symbols on both sides of any other pair
-/// never become one: a merge across it would give a token that holds the pair.
+/// The pairs of neighbouring characters that occur inside the results of merges. Symbols on both sides of any other
+/// pair never become one: a merge across it would give a token that holds the pair.
 class Joints {
  public:
   /// Adds the pairs inside `token`. @pre valid UTF-8

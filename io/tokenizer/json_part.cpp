@@ -1,6 +1,6 @@
 #include "io/tokenizer/json_part.hpp"
 
-#include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 

@@ -10,9 +10,9 @@ namespace gptqd::io {
 struct Metaspace {
   enum class Prepend { always, first, never };
 
-  std::string replacement;           ///< one character
+  std::string replacement;            ///< one character
   Prepend prepend = Prepend::always;  ///< where a text gets a blank at its start that has none
-  bool split = true;                 ///< cut before each replacement
+  bool split = true;                  ///< cut before each replacement
 };
 
 /// @param name  the part's name, for messages

@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "io/tokenizer/utf8.hpp"
-#include "kernels/base/error.hpp"
 
 namespace gptqd::io {
 

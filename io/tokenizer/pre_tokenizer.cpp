@@ -114,8 +114,9 @@ void read_step(const json& part, std::string_view where, PreTokenizers& result) 
   } else if (type == "Digits") {
     check_members(part, {"type", "individual_digits"}, part_name, where);
     const bool individual = get<bool>(part, "individual_digits", place);
-    result.steps.push_back(std::make_unique<Splitter>(Regex(fmt::format("[{}]{}", numeric_members(), individual ? "" : "+"), "Digits"),
-                                                      SplitBehavior::isolated, false));
+    result.steps.push_back(
+        std::make_unique<Splitter>(Regex(fmt::format("[{}]{}", numeric_members(), individual ? "" : "+"), "Digits"),
+                                   SplitBehavior::isolated, false));
   } else if (type == "Split") {
     check_members(part, {"type", "pattern", "behavior", "invert"}, part_name, where);
     const auto name = get<std::string>(part, "behavior", place);

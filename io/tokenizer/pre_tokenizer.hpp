@@ -27,9 +27,9 @@ class PreTokenizer {
 /// The steps of a pre_tokenizer; none for null.
 struct PreTokenizers {
   std::vector<std::unique_ptr<PreTokenizer>> steps;
-  bool byte_level = false;          ///< ends in ByteLevel: the model spells bytes
-  bool asks_who_comes_first = false;       ///< a Metaspace with the prepend_scheme "first"
-  bool cuts_before_asking = false;  ///< another step stands before that Metaspace
+  bool byte_level = false;            ///< ends in ByteLevel: the model spells bytes
+  bool asks_who_comes_first = false;  ///< a Metaspace with the prepend_scheme "first"
+  bool cuts_before_asking = false;    ///< another step stands before that Metaspace
 
   /// All steps, one after the other.
   void apply(const Piece& piece, const PreTokenizer::OnPiece& word) const;

@@ -18,7 +18,7 @@ namespace gptqd::io {
 
 namespace {
 
-constexpr std::uint64_t least_limit_of_steps = 100'000'000;
+constexpr std::uint64_t least_limit_of_steps = 10'000'000;
 constexpr std::uint64_t steps_per_byte = 4;  // going back over a run of blanks takes one
 constexpr std::uint32_t most_heap_kib = 512 << 10;
 
@@ -70,8 +70,7 @@ struct Regex::Compiled {
     const auto* const subject = reinterpret_cast<PCRE2_SPTR>(text.data());
     int status = PCRE2_ERROR_JIT_STACKLIMIT;
     if (has_machine_code) {
-      status = pcre2_jit_match(code.get(), subject, text.size(), position, 0, search.data.get(),
-                               search.limits.get());
+      status = pcre2_jit_match(code.get(), subject, text.size(), position, 0, search.data.get(), search.limits.get());
     }
     if (status == PCRE2_ERROR_JIT_STACKLIMIT) {  // the same result, with the heap for a stack
       // Without NO_UTF_CHECK every call would walk through the whole text.
@@ -140,8 +139,6 @@ std::string Regex::replaced(std::string_view text, std::string_view content) con
   return result.append(text, taken);
 }
 
-bool Regex::matches(std::string_view text) const {
-  return compiled_->find(text, 0, Search(text));
-}
+bool Regex::matches(std::string_view text) const { return compiled_->find(text, 0, Search(text)); }
 
 }  // namespace gptqd::io

@@ -24,7 +24,7 @@ class Regex {
   /// Gives the matches in order, leftmost first, none overlapping another. An empty match counts unless it stands where
   /// the match before it ends (so does Oniguruma's find_iter).
   /// @pre text is valid UTF-8
-  /// @throws Error (input) if PCRE2 gives up (a pattern that explodes meets the limit of a match: 100 million steps and
+  /// @throws Error (input) if PCRE2 gives up (a pattern that explodes meets the limit of a match: 10 million steps and
   ///         four for each byte of text, 512 MiB); what `match` throws
   void for_each_match(std::string_view text, const OnMatch& match) const;
 

@@ -149,10 +149,11 @@ class Model {
 
   static void encode_part(std::string_view part, const SentencePieceProcessor& model, std::vector<std::int32_t>& ids) {
     if (part.size() > longest_part) {
-      throw Error(ErrorKind::input,
-                  fmt::format("a word of {} bytes: the sentencepiece library gets at most {} MiB at once; break the text "
-                              "up with blanks or line ends",
-                              part.size(), longest_part >> 20));
+      throw Error(
+          ErrorKind::input,
+          fmt::format("a word of {} bytes: the sentencepiece library gets at most {} MiB at once; break the text "
+                      "up with blanks or line ends",
+                      part.size(), longest_part >> 20));
     }
     std::vector<int> part_ids;
     if (const auto status = model.Encode(part, &part_ids); !status.ok()) {
@@ -272,11 +273,12 @@ std::vector<AddedToken> added_tokens(const SentencePieceProcessor& model, const 
     auto token = named;
     const auto own = id_in_model(model, token.content);
     if (own >= 0 && has_id && own != token.id) {
-      fail(where, fmt::format("token \"{}\" has the id {} beside the model and {} in it", token.content, token.id, own));
+      fail(where,
+           fmt::format("token \"{}\" has the id {} beside the model and {} in it", token.content, token.id, own));
     }
     token.id = own >= 0 ? own : has_id ? token.id : next;
-    const auto same_id = std::find_if(tokens.begin(), tokens.end(),
-                                      [&](const AddedToken& other) { return other.id == token.id; });
+    const auto same_id =
+        std::find_if(tokens.begin(), tokens.end(), [&](const AddedToken& other) { return other.id == token.id; });
     if (same_id != tokens.end() || (own < 0 && token.id < model.GetPieceSize())) {
       fail(where, fmt::format("tokens \"{}\" and \"{}\" both have the id {}",
                               same_id != tokens.end() ? same_id->content : model.IdToPiece(token.id), token.content,

@@ -21,7 +21,8 @@ std::optional<SplitBehavior> split_behavior(std::string_view name);
 
 using OnPiece = std::function<void(std::string_view piece)>;
 
-/// Gives the pieces of `text` in order, none of them empty. Runs that the pattern does not match are pieces of their own.
+/// Gives the pieces of `text` in order, none of them empty. Runs that the pattern does not match are pieces of their
+/// own.
 /// @param invert  the matches are what lies between the pattern's matches
 /// @pre text is valid UTF-8
 /// @throws Error (input) as Regex::for_each_match; what `piece` throws

@@ -51,8 +51,7 @@ Template read_single(const json& processor, const HasToken& has_token, std::stri
 }
 
 /// Reads a post-processor; a template in it goes to `found`.
-void read_step(const json& part, const HasToken& has_token, std::string_view where,
-                         std::optional<Template>& found) {
+void read_step(const json& part, const HasToken& has_token, std::string_view where, std::optional<Template>& found) {
   const auto type = type_of(part, "post_processor", where);
   if (type == "ByteLevel") {  // moves offsets, which nobody asks for here
     check_members(part, {"type", "add_prefix_space", "trim_offsets", "use_regex"}, "post_processor", where);

@@ -48,13 +48,13 @@ void add(TokenizerConfig& config, NamedToken named, const std::string& where) {
   if (named.token.content.empty()) {
     fail(where, "a token is empty");
   }
-  const auto known = std::find_if(config.added.begin(), config.added.end(), [&](const NamedToken& other) {
-    return other.token.content == named.token.content;
-  });
+  const auto known = std::find_if(config.added.begin(), config.added.end(),
+                                  [&](const NamedToken& other) { return other.token.content == named.token.content; });
   if (known == config.added.end()) {
     config.added.push_back(std::move(named));
   } else if (known->has_id && named.has_id && known->token.id != named.token.id) {
-    fail(where, fmt::format("token \"{}\" has two ids, {} and {}", named.token.content, known->token.id, named.token.id));
+    fail(where,
+         fmt::format("token \"{}\" has two ids, {} and {}", named.token.content, known->token.id, named.token.id));
   } else {
     known->token.special = known->token.special || named.token.special;
   }
@@ -149,7 +149,9 @@ TokenizerConfig read_tokenizer_config(const std::filesystem::path& folder,
     config.found = true;
     for (const auto& [content, id] : more->items()) {
       add(config,
-          {.token = {.content = content, .id = get<std::int32_t>(*more, content, more_path.string()), .normalized = true},
+          {.token = {.content = content,
+                     .id = get<std::int32_t>(*more, content, more_path.string()),
+                     .normalized = true},
            .has_id = true},
           more_path.string());
     }

@@ -97,9 +97,8 @@ void UnicodeNormalizer::append_normalized(std::string_view part, std::string& re
       continue;
     }
     int boundary = 0;
-    const auto count =
-        utf8proc_decompose_char(static_cast<utf8proc_int32_t>(character), decomposed.data(), decomposed.size(),
-                                static_cast<utf8proc_option_t>(options), &boundary);
+    const auto count = utf8proc_decompose_char(static_cast<utf8proc_int32_t>(character), decomposed.data(),
+                                               decomposed.size(), static_cast<utf8proc_option_t>(options), &boundary);
     require(count >= 0 && count <= std::ssize(decomposed), "utf8proc: a decomposition of unexpected length");
     characters.insert(characters.end(), decomposed.begin(), decomposed.begin() + count);
   }

@@ -93,6 +93,10 @@ std::unique_ptr<Tokenizer> tokenizer_from_vocab_merges(const std::filesystem::pa
     std::int64_t id = token.id;
     if (vocab.contains(token.content)) {
       id = get<std::int32_t>(vocab, token.content, vocab_path);
+      if (has_id && id != token.id) {
+        fail(folder.string(),
+             fmt::format("token \"{}\" has the id {} beside vocab.json and {} in it", token.content, token.id, id));
+      }
     } else if (!has_id) {
       id = next;
     }

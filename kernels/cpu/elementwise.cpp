@@ -1,5 +1,7 @@
 #include "kernels/elementwise.hpp"
 
+#include <algorithm>
+
 #include "kernels/cpu/conversions.hpp"
 #include "kernels/cpu/cpu_backend.hpp"
 #include "kernels/cpu/dispatch.hpp"
@@ -64,9 +66,18 @@ void gather_columns(ThreadPool& pool, const GatherColumnsArgs& args) {
   const auto level = vectorized::best_level();
   const auto x = args.x.as<From>();
   const auto y = args.y.as<To>();
-  cpu::for_row_tiles(pool, y.rows(), y.cols(), [&](std::int64_t first, std::int64_t count) {
-    vectorized::call<GatherRows<From, To>>(level, x.slice_rows(first, count), args.index.data,
-                                           y.slice_rows(first, count));
+  const std::int64_t height = cpu::row_tile_height(y.cols());
+  pool.parallel_for(cpu::tile_count(y.rows(), height), [&](std::int64_t tile, int worker) {
+    const std::int64_t first = tile * height;
+    auto from = x.slice_rows(first, std::min(height, y.rows() - first));
+    if (args.in_place()) {
+      TensorView<From, 2> copy(pool.scratch<From>(worker, from.rows() * x.cols()), from.shape);
+      for (std::int64_t r = 0; r < from.rows(); ++r) {
+        std::copy_n(from.row(r), x.cols(), copy.row(r));
+      }
+      from = copy;
+    }
+    vectorized::call<GatherRows<From, To>>(level, from, args.index.data, y.slice_rows(first, from.rows()));
   });
 }
 

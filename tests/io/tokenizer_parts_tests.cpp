@@ -7,9 +7,13 @@
 #include <random>
 
 #include "io/tokenizer/byte_alphabet.hpp"
+#include "io/tokenizer/joints.hpp"
 #include "io/tokenizer/merge_table.hpp"
-#include "io/tokenizer/vocabulary.hpp"
+#include "io/tokenizer/protobuf.hpp"
+#include "io/tokenizer/unicode_tables.hpp"
 #include "io/tokenizer/utf8.hpp"
+#include "io/tokenizer/vocabulary.hpp"
+#include "io/tokenizer/word_cache.hpp"
 #include "tests/io/file_support.hpp"
 
 namespace gptqd::io {
@@ -175,6 +179,76 @@ TEST(MergeTable, LeavesShortAndUnknownAlone) {
   EXPECT_THAT(none, ElementsAre());
   EXPECT_THAT(one, ElementsAre(4));
   EXPECT_THAT(strange, ElementsAre(std::numeric_limits<std::int32_t>::max(), 4, 0));
+}
+
+TEST(MergeTable, TakesOutdatedCandidatesWhereLengthsAreNotFixed) {
+  // (0, 1) and (5, 2) both give 9. Where 5 stands for a longer text, the candidate of the first pair counts for the
+  // second.
+  const std::vector<Merge> merges{{0, 1, 9}, {5, 2, 9}};
+  std::vector<std::int32_t> symbols{0, 1, 5, 2};
+  MergeTable::Scratch scratch;
+
+  MergeTable(merges, false).merge(symbols, scratch);
+
+  EXPECT_THAT(symbols, ElementsAre(9, 9));
+}
+
+TEST(Joints, AreThePairsInsideTokens) {
+  Joints joints;
+  for (const auto* token : {"", "a", "abc", "\u2581the", "\u00e9\U0001f600"}) {
+    joints.add(token);
+  }
+
+  EXPECT_TRUE(joints.contains('a', 'b') && joints.contains('b', 'c') && joints.contains(U'\u2581', 't'));
+  EXPECT_TRUE(joints.contains(U'\u00e9', U'\U0001f600'));
+  EXPECT_FALSE(joints.contains('b', 'a') || joints.contains('e', U'\u2581') || joints.contains('a', 'c'));
+}
+
+TEST(WordCache, KnowsWordsUntilOthersTakeTheirPlace) {
+  WordCache cache;
+  const std::vector<std::int32_t> ids{1, 2, 3};
+  const std::vector<std::int32_t> many(WordCache::most_ids + 1);
+  const auto place = cache.place("word");
+
+  EXPECT_FALSE(cache.find(place, "word"));
+  cache.store(place, "word", ids);
+  EXPECT_THAT(std::vector(cache.find(place, "word")->begin(), cache.find(place, "word")->end()), ElementsAre(1, 2, 3));
+  EXPECT_FALSE(cache.find(place, "wore"));
+  cache.store(place, "other", many);
+  EXPECT_TRUE(cache.find(place, "word"));
+  cache.store(place, std::string(WordCache::longest_word, 'x'), {});
+  EXPECT_FALSE(cache.find(place, "word"));
+  EXPECT_TRUE(cache.find(place, std::string(WordCache::longest_word, 'x'))->empty());
+}
+
+TEST(Protobuf, GivesFieldsInOrder) {
+  const std::string message("\x08\x96\x01\x12\x02hi\x1d\x01\x02\x03\x04\x21\x01\x02\x03\x04\x05\x06\x07\x08", 21);
+  std::vector<std::string> fields;
+
+  for_each_field(message, "message", [&](const ProtobufField& field) {
+    fields.push_back(fmt::format("{} {} {}", field.number, field.value, field.bytes));
+  });
+
+  EXPECT_THAT(fields, ElementsAre("1 150 ", "2 0 hi", "3 0 ", "4 0 "));
+}
+
+TEST(Protobuf, RefusesCutMessages) {
+  for (const auto& message : {std::string("\x08"), std::string("\x12\x05hi"), std::string("\x1d\x01"),
+                              std::string("\x0b"), std::string("\x08\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"),
+                              std::string("\x12\xff\xff\xff\xff\xff\xff\xff\xff\x7f")}) {
+    const auto error = error_of([&] { for_each_field(message, "the file", [](const ProtobufField&) {}); });
+
+    EXPECT_EQ(error.kind(), ErrorKind::input);
+    EXPECT_THAT(error.message(), HasSubstr("the file is damaged"));
+  }
+}
+
+TEST(UnicodeTables, KnowWhatIsNewer) {
+  EXPECT_TRUE(is_newer_than_normalization(U'\u32ff'));
+  EXPECT_TRUE(is_newer_than_normalization(U'\u0897'));
+  EXPECT_FALSE(is_newer_than_normalization(U'\u0301'));
+  EXPECT_FALSE(is_newer_than_normalization(U'a'));
+  EXPECT_FALSE(is_newer_than_normalization(U'\U0010ffff'));
 }
 
 }  // namespace
