@@ -15,6 +15,8 @@ function(gptqd_test name)
   cmake_parse_arguments(arg "" "" "SOURCES;DEPENDS;LIBRARIES;RANKS;LABELS" ${ARGN})
   add_executable(${name} ${arg_SOURCES})
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/tests/bin")
+  # Tests are compiled more often than they run long; what they test keeps its own flags.
+  target_compile_options(${name} PRIVATE $<$<AND:$<CONFIG:Release>,$<COMPILE_LANGUAGE:CXX>>:-O1>)
   list(TRANSFORM arg_DEPENDS PREPEND gptqd::)
   target_link_libraries(${name} PRIVATE ${arg_DEPENDS} gptqd_test_support ${arg_LIBRARIES} GTest::gmock)
   if(arg_RANKS)
