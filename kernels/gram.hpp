@@ -7,7 +7,7 @@
 
 namespace gptqd {
 
-/// sums[c] (+)= Σ_t x[t, c]², in fp64, tokens in ascending order.
+/// sums[c] (+)= Σ_t x[t, c]², in fp64, in an order that depends on the number of tokens alone.
 struct ColumnSquareSumsArgs {
   ConstAnyView<2> x;           ///< [tokens, n], compute dtype
   TensorView<double, 1> sums;  ///< [n]

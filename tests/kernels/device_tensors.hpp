@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -41,6 +42,19 @@ Matrix<T> filled(std::int64_t rows, std::int64_t cols, T value) {
   return result;
 }
 
+/// Element by element.
+template <class To, class From, class Convert>
+Matrix<To> converted(const Matrix<From>& from, const Convert& convert) {
+  Matrix<To> to(from.rows, from.cols);
+  std::transform(from.data.begin(), from.data.end(), to.data.begin(), convert);
+  return to;
+}
+
+/// What a correctly rounded result in this type may be off, relative to itself.
+inline double unit_roundoff(DType dtype) {
+  return dtype == DType::bf16 ? 0x1p-8 : dtype == DType::f16 ? 0x1p-11 : 0x1p-24;
+}
+
 /// A matrix in a device's memory. What lies between its rows is filled with a pattern that download() checks.
 template <class T>
 struct DeviceMatrix {
@@ -48,9 +62,18 @@ struct DeviceMatrix {
   TensorView<T, 2> view;
 };
 
-/// A fixture with one backend and one stream.
-class OnDevice : public ::testing::TestWithParam<Device> {
- protected:
+/// The same with the element type at run time: the compute dtype of the test's device.
+struct ComputeMatrix {
+  Buffer buffer;
+  AnyView<2> view;
+};
+
+/// One backend and one stream, and host data on their way to it and back.
+class DeviceTensors {
+ public:
+  explicit DeviceTensors(std::unique_ptr<Backend> own) : backend(std::move(own)), stream(backend->create_stream()) {}
+  explicit DeviceTensors(const Device& device, int threads = 0) : DeviceTensors(device.make(threads)) {}
+
   /// `gap` elements more than needed between rows.
   template <class T>
   DeviceMatrix<T> upload(const Matrix<T>& host, std::int64_t gap = 0) {
@@ -85,9 +108,12 @@ class OnDevice : public ::testing::TestWithParam<Device> {
   /// Waits for the stream. Checks that nothing was written between the rows.
   template <class T>
   Matrix<T> download(const DeviceMatrix<T>& device) {
-    const auto& view = device.view;
+    return download_view(device.buffer, device.view);
+  }
+  template <class T>
+  Matrix<T> download_view(const Buffer& buffer, const TensorView<T, 2>& view) {
     std::vector<T> image(static_cast<std::size_t>(view.rows() * view.stride));
-    backend->copy_to_host(*stream, image.data(), device.buffer.data(), device.buffer.bytes());
+    backend->copy_to_host(*stream, image.data(), buffer.data(), buffer.bytes());
     stream->synchronize();
     Matrix<T> host(view.rows(), view.cols());
     for (std::int64_t r = 0; r < view.rows(); ++r) {
@@ -105,11 +131,89 @@ class OnDevice : public ::testing::TestWithParam<Device> {
     return host;
   }
 
-  std::unique_ptr<Backend> backend = GetParam().make(0);
-  std::unique_ptr<Stream> stream = backend->create_stream();
+  std::unique_ptr<Backend> backend;
+  std::unique_ptr<Stream> stream;
 
  private:
   static constexpr int gap_byte = 0x5a;
+};
+
+/// A fixture on one device.
+///
+/// Operations of the forward pass take tensors of the compute dtype: rounded() makes the inputs numbers of that type,
+/// so that a reference in fp64 starts from what the device sees; upload_rounded() and download() convert on the way.
+class OnDevice : public ::testing::TestWithParam<Device>, public DeviceTensors {
+ protected:
+  using DeviceTensors::download;
+  OnDevice() : DeviceTensors(GetParam()) {}
+
+  /// `value` as a number of the compute dtype.
+  float rounded(float value) const {
+    switch (GetParam().compute) {
+      case DType::f16:
+        return to_float(to_half(value));
+      case DType::bf16:
+        return to_float(to_bfloat16(value));
+      default:
+        return value;
+    }
+  }
+  Matrix<float> rounded(const Matrix<float>& host) const {
+    return converted<float>(host, [this](float value) { return rounded(value); });
+  }
+  std::vector<float> rounded(std::vector<float> values) const {
+    for (auto& value : values) {
+      value = rounded(value);
+    }
+    return values;
+  }
+
+  ComputeMatrix upload_rounded(const Matrix<float>& host, std::int64_t gap = 0) {
+    const auto any = [](auto device) {
+      ComputeMatrix result{{}, device.view};
+      result.buffer = std::move(device.buffer);
+      return result;
+    };
+    switch (GetParam().compute) {
+      case DType::f16:
+        return any(upload(converted<Half>(host, to_half), gap));
+      case DType::bf16:
+        return any(upload(converted<BFloat16>(host, to_bfloat16), gap));
+      default:
+        return any(upload(host, gap));
+    }
+  }
+  /// A matrix of the compute dtype whose elements are not numbers, for results.
+  ComputeMatrix unset_compute(std::int64_t rows, std::int64_t cols, std::int64_t gap = 0) {
+    return upload_rounded(filled(rows, cols, std::nanf("")), gap);
+  }
+  Matrix<float> download(const ComputeMatrix& device) {
+    switch (device.view.dtype) {
+      case DType::f16:
+        return converted<float>(download_view(device.buffer, device.view.as<Half>()),
+                                [](Half value) { return to_float(value); });
+      case DType::bf16:
+        return converted<float>(download_view(device.buffer, device.view.as<BFloat16>()),
+                                [](BFloat16 value) { return to_float(value); });
+      default:
+        return download_view(device.buffer, device.view.as<float>());
+    }
+  }
+
+  double roundoff() const { return unit_roundoff(GetParam().compute); }
+  bool computes_in_f32() const { return GetParam().compute == DType::f32; }
+  /// `bound` for results in fp32, and where they are rounded to a half type what that adds, `roundings` times.
+  Matrix<double> bound_of(const Matrix<double>& expected, Matrix<double> bound, double roundings = 1.0) const {
+    if (!computes_in_f32()) {
+      for (std::size_t i = 0; i < bound.data.size(); ++i) {
+        bound.data[i] += roundings * (1.01 * roundoff() * std::abs(expected.data[i]) + 0x1p-25);  // f16's subnormals
+      }
+    }
+    return bound;
+  }
+  Matrix<double> bound_of(const Matrix<double>& expected, double bound, double roundings = 1.0) const {
+    return bound_of(expected, filled(expected.rows, expected.cols, bound), roundings);
+  }
 };
 
 /// The rank-1 view of a matrix of one row.

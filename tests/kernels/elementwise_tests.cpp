@@ -14,12 +14,6 @@ using ::testing::HasSubstr;
 
 const std::vector<std::array<std::int64_t, 2>> shapes{{1, 1}, {63, 65}, {64, 64}, {257, 300}, {3, 40000}};
 
-template <class To, class From, class Convert>
-Matrix<To> converted(const Matrix<From>& from, const Convert& convert) {
-  Matrix<To> to(from.rows, from.cols);
-  std::transform(from.data.begin(), from.data.end(), to.data.begin(), convert);
-  return to;
-}
 Matrix<double> as_double(const Matrix<float>& from) {
   return converted<double>(from, [](float value) { return static_cast<double>(value); });
 }
@@ -170,6 +164,27 @@ TEST_P(Elementwise, GathersColumns) {
     }
     expect_identical(widened, as_double(got));
     expect_identical(doubles, as_double(got));
+  }
+}
+
+TEST_P(Elementwise, GathersColumnsInPlace) {
+  for (const auto& [rows, cols] : std::vector<std::array<std::int64_t, 2>>{{1, 1}, {70, 33}, {33, 4096}, {3, 60001}}) {
+    const auto x = normal(rows, cols, 1);
+    std::vector<std::int32_t> index;
+    for (std::int64_t c = 0; c < cols; ++c) {
+      index.push_back(static_cast<std::int32_t>(cols - 1 - c));
+    }
+    const auto device = upload(x, 3);
+    const auto columns = upload(index);
+
+    backend->gather_columns(*stream, {.x = device.view, .index = flat(columns), .y = device.view});
+
+    const auto got = download(device);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      for (std::int64_t c = 0; c < cols; ++c) {
+        ASSERT_EQ(got(r, c), x(r, cols - 1 - c)) << r << ", " << c;
+      }
+    }
   }
 }
 

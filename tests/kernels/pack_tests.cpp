@@ -9,12 +9,17 @@
 namespace gptqd {
 namespace {
 
-using test::Cpu;
+using test::available_devices;
+using test::Device;
+using test::device_name;
+using test::DeviceTensors;
+using test::flat;
 using test::Matrix;
 using test::message_of;
-using test::view_of;
+using test::OnDevice;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::ValuesIn;
 
 std::vector<std::int32_t> iota(std::int64_t n) {
   std::vector<std::int32_t> values(static_cast<std::size_t>(n));
@@ -31,71 +36,82 @@ Matrix<std::uint8_t> random_codes(std::int64_t rows, std::int64_t n, int bits, s
   return codes;
 }
 
-Matrix<std::uint32_t> pack(Cpu& cpu, const Matrix<std::uint8_t>& codes, const std::vector<std::int32_t>& position,
-                           int bits) {
-  Matrix<std::uint32_t> packed(codes.rows, codes.cols * bits / 32, 0xdeadbeefu);
-  cpu.backend->pack_rows(*cpu.stream,
-                         {.bits = bits, .codes = codes.view(), .position = view_of(position), .packed = packed.view()});
-  cpu.stream->synchronize();
-  return packed;
+Matrix<std::uint32_t> pack(DeviceTensors& on, const Matrix<std::uint8_t>& codes,
+                           const std::vector<std::int32_t>& position, int bits, std::int64_t gap = 0) {
+  const auto device_codes = on.upload(codes, gap);
+  const auto device_position = on.upload(position);
+  const auto packed = on.upload(Matrix<std::uint32_t>(codes.rows, codes.cols * bits / 32, 0xdeadbeefu), gap);
+  on.backend->pack_rows(
+      *on.stream, {.bits = bits, .codes = device_codes.view, .position = flat(device_position), .packed = packed.view});
+  return on.download(packed);
 }
 
-TEST(PackRows, FourBitsLowestFirst) {
-  Cpu cpu;
+class PackRows : public OnDevice {};
+INSTANTIATE_TEST_SUITE_P(, PackRows, ValuesIn(available_devices()), device_name);
+
+TEST_P(PackRows, FourBitsLowestFirst) {
   Matrix<std::uint8_t> codes(1, 8);
   codes.data = {1, 2, 3, 4, 5, 6, 7, 15};
-  EXPECT_THAT(pack(cpu, codes, iota(8), 4).data, ElementsAre(0xf7654321u));
+  EXPECT_THAT(pack(*this, codes, iota(8), 4).data, ElementsAre(0xf7654321u));
 }
 
-TEST(PackRows, ThreeBitsStraddleWords) {
-  Cpu cpu;
+TEST_P(PackRows, ThreeBitsStraddleWords) {
   Matrix<std::uint8_t> codes(1, 32);
   codes(0, 10) = 7;  // bits 30 to 32
   codes(0, 21) = 5;  // bits 63 to 65
-  EXPECT_THAT(pack(cpu, codes, iota(32), 3).data, ElementsAre(0xc0000000u, 0x80000001u, 0x00000002u));
+  EXPECT_THAT(pack(*this, codes, iota(32), 3).data, ElementsAre(0xc0000000u, 0x80000001u, 0x00000002u));
 }
 
-class PackBits : public ::testing::TestWithParam<int> {};
-INSTANTIATE_TEST_SUITE_P(, PackBits, ::testing::Values(2, 3, 4, 8));
+TEST_P(PackRows, RefusesAPositionOutsideTheRow) {
+  auto position = iota(8);
+  position[3] = 8;
+  EXPECT_THAT(message_of([&] { pack(*this, Matrix<std::uint8_t>(1, 8), position, 4); }),
+              HasSubstr("position[3] = 8, expected an index in [0, 8)"));
+}
+
+TEST_P(PackRows, RefusesOtherWidths) {
+  EXPECT_THAT(message_of([&] { pack(*this, Matrix<std::uint8_t>(1, 32), iota(32), 5); }),
+              HasSubstr("bits = 5, expected 2, 3, 4 or 8"));
+}
+
+class PackBits : public ::testing::TestWithParam<std::tuple<Device, int>> {
+ protected:
+  DeviceTensors on{std::get<Device>(GetParam())};
+  int bits = std::get<int>(GetParam());
+};
+INSTANTIATE_TEST_SUITE_P(, PackBits, ::testing::Combine(ValuesIn(available_devices()), ::testing::Values(2, 3, 4, 8)),
+                         [](const auto& info) {
+                           return fmt::format("{}_{}bits", std::get<Device>(info.param).name,
+                                              std::get<int>(info.param));
+                         });
 
 TEST_P(PackBits, MatchesReferenceWithPermutedColumns) {
-  Cpu cpu;
-  const int bits = GetParam();
-  const auto codes = random_codes(33, 96, bits, 1);
-  auto position = iota(96);
-  std::shuffle(position.begin(), position.end(), std::mt19937(2));
+  // Rows that a device may keep together, rows that fill what it has for that, and rows longer than that.
+  for (const auto& [rows, n, gap] : {std::tuple<std::int64_t, std::int64_t, std::int64_t>{33, 96, 0},
+                                     {33, 96, 5},
+                                     {3, 24576 + 32, 0},
+                                     {9, 49152 + 32, 0}}) {
+    const auto codes = random_codes(rows, n, bits, 1);
+    auto position = iota(n);
+    std::shuffle(position.begin(), position.end(), std::mt19937(2));
 
-  const auto packed = pack(cpu, codes, position, bits);
+    const auto packed = pack(on, codes, position, bits, gap);
 
-  for (std::int64_t r = 0; r < codes.rows; ++r) {
-    std::vector<std::uint8_t> row;
-    for (const auto column : position) {
-      row.push_back(codes(r, column));
+    for (std::int64_t r = 0; r < codes.rows; ++r) {
+      std::vector<std::uint8_t> row;
+      for (const auto column : position) {
+        row.push_back(codes(r, column));
+      }
+      const auto* words = packed.view().row(r);
+      ASSERT_EQ(std::vector<std::uint32_t>(words, words + packed.cols), reference::pack(row, bits)) << r;
     }
-    const auto* words = packed.view().row(r);
-    EXPECT_EQ(std::vector<std::uint32_t>(words, words + packed.cols), reference::pack(row, bits)) << r;
   }
 }
 
 TEST_P(PackBits, RowsThatAreNotWholeWordsAreRefused) {
-  Cpu cpu;
   const Matrix<std::uint8_t> codes(1, 33);
-  EXPECT_THAT(message_of([&] { pack(cpu, codes, iota(33), GetParam()); }),
-              HasSubstr(fmt::format("pack_rows: rows of 33 codes of {} bits, expected whole words", GetParam())));
-}
-
-TEST(PackRows, RefusesAPositionOutsideTheRow) {
-  Cpu cpu;
-  auto position = iota(8);
-  position[3] = 8;
-  EXPECT_THAT(message_of([&] { pack(cpu, Matrix<std::uint8_t>(1, 8), position, 4); }),
-              HasSubstr("position[3] = 8, expected an index in [0, 8)"));
-}
-
-TEST(PackRows, RefusesOtherWidths) {
-  Cpu cpu;
-  EXPECT_THAT(message_of([&] { pack(cpu, Matrix<std::uint8_t>(1, 32), iota(32), 5); }),
-              HasSubstr("bits = 5, expected 2, 3, 4 or 8"));
+  EXPECT_THAT(message_of([&] { pack(on, codes, iota(33), bits); }),
+              HasSubstr(fmt::format("pack_rows: rows of 33 codes of {} bits, expected whole words", bits)));
 }
 
 /// x rounded to nearest even with `bits` significant bits; below 2^lowest with constant spacing; infinity above
@@ -118,22 +134,33 @@ struct Stored {
   double largest;
 };
 
-std::string dequantize_name(const ::testing::TestParamInfo<std::tuple<int, Stored, bool>>& info) {
-  const auto& [bits, stored, many_groups] = info.param;
-  return fmt::format("{}bits_{}_{}", bits, name_of(stored.dtype), many_groups ? "small_groups" : "large_groups");
+std::ostream& operator<<(std::ostream& out, const Stored& stored) { return out << name_of(stored.dtype); }
+
+/// How columns are put into groups.
+enum class Grouping { few, many, runs };
+std::string name_of(Grouping grouping) {
+  return grouping == Grouping::few ? "large_groups" : grouping == Grouping::many ? "small_groups" : "runs";
+}
+std::ostream& operator<<(std::ostream& out, Grouping grouping) { return out << name_of(grouping); }
+
+using DequantizeParam = std::tuple<Device, int, Stored, Grouping>;
+
+std::string dequantize_name(const ::testing::TestParamInfo<DequantizeParam>& info) {
+  const auto& [device, bits, stored, grouping] = info.param;
+  return fmt::format("{}_{}bits_{}_{}", device.name, bits, name_of(stored.dtype), name_of(grouping));
 }
 
-class Dequantize : public ::testing::TestWithParam<std::tuple<int, Stored, bool>> {
+class Dequantize : public ::testing::TestWithParam<DequantizeParam> {
  protected:
   template <class Weight>
-  void check(DType weight_dtype) {
-    Cpu cpu;
-    const auto [bits, stored, many_groups] = GetParam();
-    // Few groups take the way over a table, many do not.
+  void check(std::int64_t gap = 0) {
+    DeviceTensors on(std::get<Device>(GetParam()));
+    const auto& [device, bits, stored, grouping] = GetParam();
+    // Few groups take the way over a table, many do not; of runs a device reads the scale once for neighbours.
     const std::int64_t n = 1024;
-    const std::int64_t groups = many_groups ? n / 2 : 2;
+    const std::int64_t groups = grouping == Grouping::few ? 2 : grouping == Grouping::many ? n / 2 : n / 32;
     const auto codes = random_codes(19, n, bits, 3);
-    const auto packed = pack(cpu, codes, iota(n), bits);
+    const auto packed = pack(on, codes, iota(n), bits);
     const auto zeros = random_codes(19, groups, bits, 4);
     std::mt19937 generator(5);
     Matrix<float> scales(19, groups);
@@ -144,19 +171,24 @@ class Dequantize : public ::testing::TestWithParam<std::tuple<int, Stored, bool>
     scales(0, 0) = 65504.0f;
     scales(1, 0) = 0x1p-24f;
     std::vector<std::int32_t> group(static_cast<std::size_t>(n));
-    for (auto& g : group) {
-      g = static_cast<std::int32_t>(generator() % static_cast<std::uint32_t>(groups));
+    for (std::size_t c = 0; c < group.size(); ++c) {
+      group[c] = static_cast<std::int32_t>(
+          grouping == Grouping::runs ? c / 32 : generator() % static_cast<std::uint32_t>(groups));
     }
-    Matrix<Weight> weight(19, n);
+    const auto device_packed = on.upload(packed, gap);
+    const auto device_scales = on.upload(scales, gap);
+    const auto device_zeros = on.upload(zeros, gap);
+    const auto device_group = on.upload(group);
+    const auto device_weight = on.upload(Matrix<Weight>(19, n), gap);
 
-    cpu.backend->dequantize(*cpu.stream, {.bits = bits,
-                                          .packed = packed.view(),
-                                          .scales = scales.view(),
-                                          .zeros = zeros.view(),
-                                          .group = view_of(group),
-                                          .stored = stored.dtype,
-                                          .weight = AnyView<2>(weight.data.data(), weight_dtype, {19, n})});
-    cpu.stream->synchronize();
+    on.backend->dequantize(*on.stream, {.bits = bits,
+                                        .packed = device_packed.view,
+                                        .scales = device_scales.view,
+                                        .zeros = device_zeros.view,
+                                        .group = flat(device_group),
+                                        .stored = stored.dtype,
+                                        .weight = device_weight.view});
+    const auto weight = on.download(device_weight);
 
     for (std::int64_t r = 0; r < 19; ++r) {
       for (std::int64_t c = 0; c < n; ++c) {
@@ -174,63 +206,64 @@ class Dequantize : public ::testing::TestWithParam<std::tuple<int, Stored, bool>
   }
 };
 INSTANTIATE_TEST_SUITE_P(, Dequantize,
-                         ::testing::Combine(::testing::Values(2, 3, 4, 8),
+                         ::testing::Combine(ValuesIn(available_devices()), ::testing::Values(2, 3, 4, 8),
                                             ::testing::Values(Stored{DType::f16, 11, -14, 65504},
                                                               Stored{DType::bf16, 8, -126, 3.3e38},
                                                               Stored{DType::f32, 24, -126, 3.4e38}),
-                                            ::testing::Bool()),
+                                            ::testing::Values(Grouping::few, Grouping::many, Grouping::runs)),
                          dequantize_name);
 
 TEST_P(Dequantize, RoundsOnceIntoWiderTypes) {
-  check<float>(DType::f32);
-  check<double>(DType::f64);
+  check<float>();
+  check<double>();
 }
 
 TEST_P(Dequantize, RoundsOnceIntoTheStoredType) {
-  switch (std::get<1>(GetParam()).dtype) {
-    case DType::f16:
-      return check<Half>(DType::f16);
-    case DType::bf16:
-      return check<BFloat16>(DType::bf16);
-    default:
-      return check<float>(DType::f32);
+  for (const std::int64_t gap : {0, 1}) {
+    switch (std::get<Stored>(GetParam()).dtype) {
+      case DType::f16:
+        check<Half>(gap);
+        break;
+      case DType::bf16:
+        check<BFloat16>(gap);
+        break;
+      default:
+        check<float>(gap);
+    }
   }
 }
 
-TEST(DequantizeArgs, RefuseAGroupWithoutScale) {
-  Cpu cpu;
-  const Matrix<std::uint32_t> packed(1, 1);
-  const Matrix<float> scales(1, 1, 1.0f);
-  const Matrix<std::uint8_t> zeros(1, 1);
-  const std::vector<std::int32_t> group{0, 0, 0, 0, 0, 0, 0, 1};
-  Matrix<float> weight(1, 8);
+class DequantizeArguments : public OnDevice {
+ protected:
+  /// Eight codes of four bits.
+  template <class Weight>
+  void dequantize(const std::vector<std::int32_t>& groups) {
+    const auto packed = upload(Matrix<std::uint32_t>(1, 1));
+    const auto scales = upload(Matrix<float>(1, 1, 1.0f));
+    const auto zeros = upload(Matrix<std::uint8_t>(1, 1));
+    const auto group = upload(groups);
+    const auto weight = upload(Matrix<Weight>(1, 8));
+    backend->dequantize(*stream, {.bits = 4,
+                                  .packed = packed.view,
+                                  .scales = scales.view,
+                                  .zeros = zeros.view,
+                                  .group = flat(group),
+                                  .stored = DType::f16,
+                                  .weight = weight.view});
+    stream->synchronize();
+  }
+};
+INSTANTIATE_TEST_SUITE_P(, DequantizeArguments, ValuesIn(available_devices()), device_name);
 
-  cpu.backend->dequantize(*cpu.stream, {.bits = 4,
-                                        .packed = packed.view(),
-                                        .scales = scales.view(),
-                                        .zeros = zeros.view(),
-                                        .group = view_of(group),
-                                        .weight = weight.view()});
-
-  EXPECT_THAT(message_of([&] { cpu.stream->synchronize(); }), HasSubstr("group[7] = 1, expected an index in [0, 1)"));
+TEST_P(DequantizeArguments, RefuseAGroupWithoutScale) {
+  EXPECT_THAT(message_of([&] {
+                dequantize<float>({0, 0, 0, 0, 0, 0, 0, 1});
+              }),
+              HasSubstr("group[7] = 1, expected an index in [0, 1)"));
 }
 
-TEST(DequantizeArgs, RefuseAnotherHalfTypeThanTheStoredOne) {
-  Cpu cpu;
-  const Matrix<std::uint32_t> packed(1, 1);
-  const Matrix<float> scales(1, 1, 1.0f);
-  const Matrix<std::uint8_t> zeros(1, 1);
-  const std::vector<std::int32_t> group(8);
-  Matrix<BFloat16> weight(1, 8);
-  EXPECT_THAT(message_of([&] {
-                cpu.backend->dequantize(*cpu.stream, {.bits = 4,
-                                                      .packed = packed.view(),
-                                                      .scales = scales.view(),
-                                                      .zeros = zeros.view(),
-                                                      .group = view_of(group),
-                                                      .stored = DType::f16,
-                                                      .weight = weight.view()});
-              }),
+TEST_P(DequantizeArguments, RefuseAnotherHalfTypeThanTheStoredOne) {
+  EXPECT_THAT(message_of([&] { dequantize<BFloat16>(std::vector<std::int32_t>(8)); }),
               HasSubstr("weight is BF16, expected F64 or F32 or F16"));
 }
 

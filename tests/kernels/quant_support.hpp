@@ -4,11 +4,11 @@
 #include <gtest/gtest.h>
 
 #include <limits>
-#include <memory>
 #include <string>
 #include <vector>
 
 #include "kernels/backend.hpp"
+#include "tests/kernels/device_tensors.hpp"
 #include "tests/reference/matrix.hpp"
 #include "tests/reference/random.hpp"
 
@@ -16,12 +16,12 @@ namespace gptqd::test {
 
 using reference::Matrix;
 
-/// A CPU backend and one stream on it.
-struct Cpu {
-  explicit Cpu(int threads = 2) : backend(make_cpu_backend({.threads = threads})), stream(backend->create_stream()) {}
-  std::unique_ptr<Backend> backend;
-  std::unique_ptr<Stream> stream;
-};
+/// body.operator()<T>() with T = float, then double.
+template <class Body>
+void with_real_types(const Body& body) {
+  body.template operator()<float>();
+  body.template operator()<double>();
+}
 
 template <class T>
 TensorView<T, 1> view_of(std::vector<T>& values) {
@@ -72,25 +72,29 @@ std::vector<Panel<T>> cut_panels(const Matrix<double>& h, std::int64_t width) {
   return panels;
 }
 
-/// Factors the panels in place, right-looking. @return the status of the first panel that fails, counted in h, or 0
+/// Factors the panels, right-looking. @return the status of the first panel that fails, counted in h, or 0
 template <class T>
-std::int64_t factor_panels(Cpu& cpu, std::vector<Panel<T>>& panels) {
-  std::vector<std::int32_t> status{-1};
+std::int64_t factor_panels(DeviceTensors& on, std::vector<Panel<T>>& panels) {
+  std::vector<DeviceMatrix<T>> device;
+  for (const auto& panel : panels) {
+    device.push_back(on.upload(panel.values));
+  }
+  auto status = on.upload(std::vector<std::int32_t>{-1});
   for (std::size_t k = 0; k < panels.size(); ++k) {
-    auto& done = panels[k];
-    cpu.backend->factor_panel(*cpu.stream, {.panel = done.values.view(), .status = view_of(status)});
-    cpu.stream->synchronize();
-    if (status[0] != 0) {
-      return done.first + status[0];
+    on.backend->factor_panel(*on.stream, {.panel = device[k].view, .status = flat(status)});
+    if (const auto minor = on.download(status)(0, 0); minor != 0) {
+      return panels[k].first + minor;
     }
     for (std::size_t j = k + 1; j < panels.size(); ++j) {
-      auto& target = panels[j];
-      const auto rows = std::as_const(done.values).view().slice_rows(target.first - done.first, target.values.rows);
-      cpu.backend->update_panel(
-          *cpu.stream, {.rows = rows, .top = rows.slice_rows(0, target.values.cols), .target = target.values.view()});
+      const auto& target = panels[j];
+      const auto rows = device[k].view.slice_rows(target.first - panels[k].first, target.values.rows);
+      on.backend->update_panel(
+          *on.stream, {.rows = rows, .top = rows.slice_rows(0, target.values.cols), .target = device[j].view});
     }
   }
-  cpu.stream->synchronize();
+  for (std::size_t k = 0; k < panels.size(); ++k) {
+    panels[k].values = on.download(device[k]);
+  }
   return 0;
 }
 
@@ -129,27 +133,62 @@ struct SolveSettings {
   std::int64_t row_tile = 64;
 };
 
-/// Solves rows [first_row, first_row + rows) by all panels.
+/// A layer in a device's memory.
 template <class T>
-void solve_rows(Cpu& cpu, const std::vector<Panel<T>>& panels, Layer<T>& layer, const SolveSettings& settings,
-                std::int64_t first_row, std::int64_t rows) {
-  for (auto panel = panels.rbegin(); panel != panels.rend(); ++panel) {
-    cpu.backend->solve_panel(*cpu.stream, {.grid = settings.grid,
-                                           .dynamic_grids = settings.dynamic_grids,
-                                           .block = settings.block,
-                                           .first = panel->first,
-                                           .factor = panel->values.view(),
-                                           .weights = std::as_const(layer.weights).view().slice_rows(first_row, rows),
-                                           .delta = layer.delta.view().slice_rows(first_row, rows),
-                                           .codes = layer.codes.view().slice_rows(first_row, rows),
-                                           .group = view_of(std::as_const(layer.group)),
-                                           .member = view_of(std::as_const(layer.member)),
-                                           .scales = layer.scales.view().slice_rows(first_row, rows),
-                                           .zeros = layer.zeros.view().slice_rows(first_row, rows),
-                                           .row_loss = view_of(layer.row_loss).slice_rows(first_row, rows),
-                                           .row_tile = settings.row_tile});
+struct DeviceLayer {
+  DeviceLayer(DeviceTensors& on, const Layer<T>& layer)
+      : weights(on.upload(layer.weights)),
+        group(on.upload(layer.group)),
+        member(on.upload(layer.member)),
+        scales(on.upload(layer.scales)),
+        zeros(on.upload(layer.zeros)),
+        delta(on.upload(layer.delta)),
+        codes(on.upload(layer.codes)),
+        row_loss(on.upload(layer.row_loss)) {}
+  /// What operations write.
+  void download(DeviceTensors& on, Layer<T>& layer) const {
+    layer.scales = on.download(scales);
+    layer.zeros = on.download(zeros);
+    layer.delta = on.download(delta);
+    layer.codes = on.download(codes);
+    layer.row_loss = on.download(row_loss).data;
   }
-  cpu.stream->synchronize();
+
+  DeviceMatrix<T> weights;
+  DeviceMatrix<std::int32_t> group;
+  DeviceMatrix<std::int32_t> member;
+  DeviceMatrix<float> scales;
+  DeviceMatrix<std::uint8_t> zeros;
+  DeviceMatrix<T> delta;
+  DeviceMatrix<std::uint8_t> codes;
+  DeviceMatrix<double> row_loss;
+};
+
+/// Solves rows [first_row, first_row + rows) by all panels.
+/// @param blocks  on the device; only for dynamic grids with Clip::hessian
+template <class T>
+void solve_rows(DeviceTensors& on, const std::vector<Panel<T>>& panels, Layer<T>& layer, const SolveSettings& settings,
+                std::int64_t first_row, std::int64_t rows, ConstTensorView<float, 3> blocks = {}) {
+  const DeviceLayer<T> device(on, layer);
+  for (auto panel = panels.rbegin(); panel != panels.rend(); ++panel) {
+    const auto factor = on.upload(panel->values);
+    on.backend->solve_panel(*on.stream, {.grid = settings.grid,
+                                         .dynamic_grids = settings.dynamic_grids,
+                                         .block = settings.block,
+                                         .first = panel->first,
+                                         .factor = factor.view,
+                                         .weights = device.weights.view.slice_rows(first_row, rows),
+                                         .delta = device.delta.view.slice_rows(first_row, rows),
+                                         .codes = device.codes.view.slice_rows(first_row, rows),
+                                         .group = flat(device.group),
+                                         .member = flat(device.member),
+                                         .scales = device.scales.view.slice_rows(first_row, rows),
+                                         .zeros = device.zeros.view.slice_rows(first_row, rows),
+                                         .blocks = blocks,
+                                         .row_loss = flat(device.row_loss).slice_rows(first_row, rows),
+                                         .row_tile = settings.row_tile});
+  }
+  device.download(on, layer);
 }
 
 /// A layer ready for solve_rows: outputs hold values that are wrong everywhere.
@@ -169,16 +208,19 @@ Layer<T> make_layer(const Matrix<double>& weights, std::vector<std::int32_t> gro
 }
 
 /// Grids of a layer from its weights.
+/// @param blocks  on the device; only for Clip::hessian
 template <class T>
-void find_layer_grids(Cpu& cpu, Layer<T>& layer, const GridSpec& spec) {
-  cpu.backend->find_grids(*cpu.stream, {.spec = spec,
-                                        .weights = std::as_const(layer.weights).view(),
-                                        .group = view_of(std::as_const(layer.group)),
-                                        .member = view_of(std::as_const(layer.member)),
-                                        .scales = layer.scales.view(),
-                                        .zeros = layer.zeros.view(),
-                                        .blocks = {}});
-  cpu.stream->synchronize();
+void find_layer_grids(DeviceTensors& on, Layer<T>& layer, const GridSpec& spec, ConstTensorView<float, 3> blocks = {}) {
+  const DeviceLayer<T> device(on, layer);
+  on.backend->find_grids(*on.stream, {.spec = spec,
+                                      .weights = device.weights.view,
+                                      .group = flat(device.group),
+                                      .member = flat(device.member),
+                                      .scales = device.scales.view,
+                                      .zeros = device.zeros.view,
+                                      .blocks = blocks});
+  layer.scales = on.download(device.scales);
+  layer.zeros = on.download(device.zeros);
 }
 
 /// Groups of `size` columns counted from the last column (the first that is quantized), members from their own end.
