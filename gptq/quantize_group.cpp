@@ -137,12 +137,13 @@ Buffer gather_blocks(Team& team, const Panels& hessian, const DeviceOrder& order
 class GroupQuantizer {
  public:
   GroupQuantizer(Team& team, std::span<const LinearWeight> linears, const std::optional<HessianInput>& hessian,
-                 const QuantSpec& spec, const Partition& partition)
+                 const QuantSpec& spec, const Partition& partition, StageSeconds& seconds)
       : team_(team),
         linears_(linears),
         hessian_(hessian),
         spec_(spec),
         partition_(partition),
+        seconds_(seconds),
         columns_(linears.front().weight.cols()),
         groups_(spec.groups(columns_)),
         words_(columns_ * spec.bits / 32) {
@@ -158,6 +159,8 @@ class GroupQuantizer {
 
  private:
   RowRange own() const { return shares_[static_cast<std::size_t>(team_.group.rank())]; }
+  /// Ends a stage: waits for its work and adds its time to `seconds`.
+  void end_stage(double& seconds);
   void quantize_rows(const DeviceOrder& order);
   void factor_hessian(HessianSource& source, const DeviceOrder& order);
   void gather_results();
@@ -170,6 +173,8 @@ class GroupQuantizer {
   const std::optional<HessianInput>& hessian_;
   const QuantSpec& spec_;
   const Partition& partition_;
+  StageSeconds& seconds_;
+  std::chrono::steady_clock::time_point mark_ = std::chrono::steady_clock::now();
   std::int64_t columns_;
   std::int64_t groups_;
   std::int64_t words_;
@@ -226,12 +231,19 @@ std::vector<QuantizedLinear> GroupQuantizer::run() {
          .record = record(linear, statistics)});
     first += rows;
   }
-  team_.stream.synchronize();
-  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  end_stage(seconds_.finish);
+  const std::chrono::duration<double> seconds = mark_ - start;
   for (auto& result : results) {
     result.record.seconds = seconds.count() * static_cast<double>(result.rows) / static_cast<double>(rows_);
   }
   return results;
+}
+
+void GroupQuantizer::end_stage(double& seconds) {
+  team_.stream.synchronize();
+  const auto now = std::chrono::steady_clock::now();
+  seconds += std::chrono::duration<double>(now - mark_).count();
+  mark_ = now;
 }
 
 void GroupQuantizer::factor_hessian(HessianSource& source, const DeviceOrder& order) {
@@ -240,6 +252,7 @@ void GroupQuantizer::factor_hessian(HessianSource& source, const DeviceOrder& or
   const auto diagonal = gather_diagonal(team_, hessian);
   source.require_finite(diagonal);
   dead_ = dead_columns(diagonal);
+  end_stage(seconds_.hessian);
   if (spec_.clip == Clip::hessian) {
     blocks_ = gather_blocks(team_, hessian, order, {groups_, spec_.group_size, spec_.group_size});
   }
@@ -247,6 +260,7 @@ void GroupQuantizer::factor_hessian(HessianSource& source, const DeviceOrder& or
   if (spec_.method == Method::obq && factorization_->factor) {
     inverse_ = invert_hessian(team_, hessian, factorization_->diagonal.values, names_of(linears_));
   }
+  end_stage(seconds_.factor);
 }
 
 void GroupQuantizer::quantize_rows(const DeviceOrder& order) {
@@ -263,6 +277,7 @@ void GroupQuantizer::quantize_rows(const DeviceOrder& order) {
   }
   RowSolver solver(team_, linears_, own(), order, spec_, partition_.row_tile, places);
   solver.round_to_nearest();
+  end_stage(seconds_.grids);
   const bool factored = factorization_ && factorization_->factor;
   if (factored) {
     if (spec_.method != Method::rtn) {
@@ -277,6 +292,7 @@ void GroupQuantizer::quantize_rows(const DeviceOrder& order) {
       solver.measure(*factorization_);
     }
   }
+  end_stage(seconds_.solve);
   solver.pack();
   statistics_ = gather_statistics(solver.statistics(factored ? &*factorization_ : nullptr));
 }
@@ -376,10 +392,12 @@ void QuantizedLinear::dequantize(Backend& backend, Stream& stream, int bits, DTy
 
 std::vector<QuantizedLinear> quantize_group(Team& team, std::span<const LinearWeight> linears,
                                             const std::optional<HessianInput>& hessian, const QuantSpec& spec,
-                                            const Partition& partition) {
+                                            const Partition& partition, StageSeconds* seconds) {
   check(linears, hessian, spec, partition);
-  return with_context(fmt::format("quantizing {}", names_of(linears)),
-                      [&] { return GroupQuantizer(team, linears, hessian, spec, partition).run(); });
+  StageSeconds unasked;
+  return with_context(fmt::format("quantizing {}", names_of(linears)), [&] {
+    return GroupQuantizer(team, linears, hessian, spec, partition, seconds == nullptr ? unasked : *seconds).run();
+  });
 }
 
 }  // namespace gptqd::gptq

@@ -30,15 +30,25 @@ struct QuantizedLinear {
   void dequantize(Backend& backend, Stream& stream, int bits, DType stored, AnyView<2> weight) const;
 };
 
+/// Seconds of wall time that the stages of quantize_group() took on this rank.
+struct StageSeconds {
+  double hessian = 0;  ///< the order of columns and XᵀX
+  double factor = 0;
+  double grids = 0;   ///< with the rounding that is the record's baseline
+  double solve = 0;   ///< with the losses
+  double finish = 0;  ///< packing, exchange of codes, the record
+};
+
 /// Collective over the team: every rank gets the same results, bit for bit, at every number of ranks.
 ///
 /// The linears must have the same number of columns; their rows are solved as one matrix, tile by tile of fixed height,
 /// tiles split over the ranks. H's panels live on their owners (panel k on rank k mod size); nothing of n² size is
 /// whole.
 /// @param hessian absent: Method::rtn without Clip::hessian only
+/// @param seconds  added to, where it is given
 /// @throws Error (input): a non-finite H, naming the layer and the sample; shapes that the format cannot hold
 std::vector<QuantizedLinear> quantize_group(Team& team, std::span<const LinearWeight> linears,
                                             const std::optional<HessianInput>& hessian, const QuantSpec& spec,
-                                            const Partition& partition);
+                                            const Partition& partition, StageSeconds* seconds = nullptr);
 
 }  // namespace gptqd::gptq

@@ -24,6 +24,12 @@ std::optional<Phase> phase_before(std::optional<Phase> phase) {
 
 }  // namespace
 
+nlohmann::json BlockSeconds::to_json() const {
+  return {{"forward", forward},      {"hessian", quantize.hessian}, {"factor", quantize.factor},
+          {"grids", quantize.grids}, {"solve", quantize.solve},     {"finish", quantize.finish},
+          {"total", total}};
+}
+
 bool needs_calibration(const gptq::QuantSpec& spec) {
   return spec.method != gptq::Method::rtn || spec.clip == Clip::hessian;
 }
@@ -168,7 +174,7 @@ BlockResult BlockQuantizer::quantize(const BlockSpec& block, BlockWeights& weigh
   }
   for (const Phase phase : phases) {
     entering(phase);
-    auto mark = Clock::now();
+    const auto mark = Clock::now();
     std::optional<gptq::HessianInput> hessian;
     if (forward_) {
       advance_all(block, weights, phase, through);
@@ -177,17 +183,16 @@ BlockResult BlockQuantizer::quantize(const BlockSpec& block, BlockWeights& weigh
     }
     result.seconds.forward += seconds_since(mark);
 
-    mark = Clock::now();
     std::vector<gptq::LinearWeight> group;
     for (const auto& spec : block.group(phase)) {
       group.push_back({.name = spec.module, .weight = weights.linear(spec).weight_view()});
     }
-    auto quantized = gptq::quantize_group(team_, group, hessian, settings_.spec, plan_.partition);
+    auto quantized =
+        gptq::quantize_group(team_, group, hessian, settings_.spec, plan_.partition, &result.seconds.quantize);
     if (settings_.true_sequential) {
       install(block, weights, quantized);
     }
     std::move(quantized.begin(), quantized.end(), std::back_inserter(result.linears));
-    result.seconds.quantize += seconds_since(mark);
   }
   const auto mark = Clock::now();
   if (!settings_.true_sequential) {

@@ -20,8 +20,10 @@ struct BlockQuantizerSettings {
 /// Seconds of wall time that the parts of a block took on this rank.
 struct BlockSeconds {
   double forward = 0;
-  double quantize = 0;
+  gptq::StageSeconds quantize;
   double total = 0;
+
+  nlohmann::json to_json() const;
 };
 
 /// The quantized linears of a block, in phase order.

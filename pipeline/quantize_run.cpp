@@ -280,13 +280,11 @@ class StageRun {
     }
     stream_->synchronize();
     io::BlockShard shard{.block = block, .fingerprint = hash_, .spec = gptq::to_json(spec_), .linears = {}, .run = {}};
-    shard.run = {
-        {"host", world_.host_name()},
-        {"ranks", world_.size()},
-        {"stages", plan_.grid.stages},
-        {"seconds",
-         {{"forward", result.seconds.forward}, {"quantize", result.seconds.quantize}, {"total", result.seconds.total}}},
-        {"linear_seconds", std::move(seconds)}};
+    shard.run = {{"host", world_.host_name()},
+                 {"ranks", world_.size()},
+                 {"stages", plan_.grid.stages},
+                 {"seconds", result.seconds.to_json()},
+                 {"linear_seconds", std::move(seconds)}};
     writing_ = std::async(std::launch::async, [this, shard = std::move(shard), fetched = std::move(fetched)]() mutable {
       for (auto& linear : fetched) {
         shard.linears.push_back(std::move(linear).packed());

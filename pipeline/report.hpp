@@ -19,7 +19,7 @@ class LayerTable {
 
   /// One object a linear, with its block, and its seconds where this is known.
   const nlohmann::json& layers() const { return layers_; }
-  /// Seconds of the blocks' parts, from shards that know them: {"block", "forward", "quantize", "total"}.
+  /// Seconds of the blocks' parts, from shards that know them: {"block", "forward", "hessian", ..., "total"}.
   const nlohmann::json& block_seconds() const { return block_seconds_; }
   /// exp(mean(log(loss / rtn_loss))) over the linears that have both, above zero.
   std::optional<double> loss_ratio() const;

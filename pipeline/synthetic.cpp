@@ -12,6 +12,7 @@
 
 #include "io/checksum.hpp"
 #include "io/json_file.hpp"
+#include "kernels/cpu/vectorized.hpp"
 #include "pipeline/family.hpp"
 
 namespace gptqd::pipeline {
@@ -79,18 +80,41 @@ constexpr std::array shapes{
   return x;
 }
 
-/// Elements [first, first + out.size()) of the stream `key`: center + half_width·u, u evenly spread over [−1, 1).
-template <class T, class Round>
-void generate(std::span<T> out, std::uint64_t key, std::int64_t first, float center, float half_width,
-              const Round& round) {
-  const auto low_key = static_cast<std::uint32_t>(key);
-  const auto high_key = static_cast<std::uint32_t>(key >> 32);
-  for (std::size_t i = 0; i < out.size(); ++i) {
-    const std::uint64_t index = static_cast<std::uint64_t>(first) + i;
-    const std::uint32_t bits =
-        mixed(static_cast<std::uint32_t>(index) ^ mixed(static_cast<std::uint32_t>(index >> 32) ^ high_key) ^ low_key);
-    const float u = static_cast<float>(static_cast<std::int32_t>(bits)) * 0x1p-31f;
-    out[i] = round(center + half_width * u);
+/// One run of elements whose counters share their high half: out[i] = center + half_width·u, u evenly spread over
+/// [−1, 1), rounded.
+template <class T>
+struct GenerateRun {
+  [[gnu::always_inline]] static void run(T* out, std::int64_t count, std::uint32_t first, std::uint32_t key,
+                                         float center, float half_width) {
+    for (std::int64_t i = 0; i < count; ++i) {
+      const std::uint32_t bits = mixed((first + static_cast<std::uint32_t>(i)) ^ key);
+      const float u = static_cast<float>(static_cast<std::int32_t>(bits)) * 0x1p-31f;
+      const float value = center + half_width * u;
+      if constexpr (std::is_same_v<T, Half>) {
+        out[i] = to_half(value);
+      } else if constexpr (std::is_same_v<T, BFloat16>) {
+        out[i] = to_bfloat16(value);
+      } else {
+        out[i] = static_cast<T>(value);
+      }
+    }
+  }
+};
+
+/// Elements [first, first + out.size()) of the stream `key`.
+template <class T>
+void generate(std::span<T> out, std::uint64_t key, std::int64_t first, float center, float half_width) {
+  const auto level = vectorized::best_level();
+  for (std::size_t done = 0; done < out.size();) {
+    const std::uint64_t index = static_cast<std::uint64_t>(first) + done;
+    const std::uint64_t left_of_run = (std::uint64_t{1} << 32) - (index & 0xffffffffu);
+    const auto count = static_cast<std::int64_t>(std::min<std::uint64_t>(left_of_run, out.size() - done));
+    const std::uint32_t run_key =
+        mixed(static_cast<std::uint32_t>(index >> 32) ^ static_cast<std::uint32_t>(key >> 32)) ^
+        static_cast<std::uint32_t>(key);
+    vectorized::call<GenerateRun<T>>(level, out.data() + done, count, static_cast<std::uint32_t>(index), run_key,
+                                     center, half_width);
+    done += static_cast<std::size_t>(count);
   }
 }
 
@@ -174,14 +198,14 @@ class SyntheticCheckpoint final : public io::CheckpointReader {
     const auto element = size_of(info.dtype);
     require(offset % element == 0 && std::ssize(out) % element == 0, "synthetic model: a range that cuts an element");
     const std::int64_t first = offset / element;
-    const auto fill = [&](auto* data, const auto& round) {
+    const auto fill = [&](auto* data) {
       generate(std::span(data, out.size() / sizeof(*data)), entry.key, first, entry.values.center,
-               entry.values.half_width, round);
+               entry.values.half_width);
     };
     if (info.dtype == DType::f16) {
-      fill(reinterpret_cast<Half*>(out.data()), [](float x) { return to_half(x); });
+      fill(reinterpret_cast<Half*>(out.data()));
     } else {
-      fill(reinterpret_cast<BFloat16*>(out.data()), [](float x) { return to_bfloat16(x); });
+      fill(reinterpret_cast<BFloat16*>(out.data()));
     }
   }
   std::vector<io::FileIdentity> files() const override { return {identity_}; }
@@ -253,9 +277,11 @@ io::TokenWindows synthetic_tokens(std::int64_t vocabulary, std::int64_t samples,
                                   std::uint64_t seed) {
   io::TokenWindows windows{.samples = samples, .seqlen = seqlen, .ids = {}};
   windows.ids.resize(static_cast<std::size_t>(samples * seqlen));
+  std::vector<float> places(windows.ids.size());  // in [0, vocabulary], the upper end by rounding
   const auto width = static_cast<float>(vocabulary) / 2;
-  generate(std::span(windows.ids), seed ^ 0x9e3779b97f4a7c15u, 0, width, width, [&](float x) {
-    return std::clamp(static_cast<std::int32_t>(x), 0, static_cast<std::int32_t>(vocabulary - 1));
+  generate(std::span(places), seed ^ 0x9e3779b97f4a7c15u, 0, width, width);
+  std::transform(places.begin(), places.end(), windows.ids.begin(), [&](float place) {
+    return std::clamp(static_cast<std::int32_t>(place), 0, static_cast<std::int32_t>(vocabulary - 1));
   });
   return windows;
 }

@@ -16,7 +16,9 @@ declare -A all_blocks=([opt-6.7b]=32 [opt-66b]=64 [opt-175b]=96 [bloom-7b1]=30 [
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
-printf '%-24s %6s %10s %10s %12s %10s\n' model ranks "s/block" "s, blocks" "s, model" "GB/rank"
+echo "Seconds a block, on average and by stage; the whole model by extrapolation; peak memory of a rank."
+printf '%-24s %5s | %7s %7s %7s %7s %7s %7s %7s | %8s %8s %7s\n' model ranks block forward hessian factor grids solve finish \
+  blocks model GB
 for model in "${models[@]}"; do
   out=$scratch/${model//:/-}
   # shellcheck disable=SC2086
@@ -27,15 +29,23 @@ for model in "${models[@]}"; do
   fi
   # The first block pays for loading libraries and growing the arena: it counts only where it is alone.
   awk -v model="$model" -v ranks="$ranks" -v all="${all_blocks[${model%%:*}]}" '
+    function value() { sub(/,$/, "", $2); return $2 }
     /"peak_bytes_per_rank"/ { getline; peak = $1 + 0 }
     /"block_seconds"/ { inside = 1 }
-    inside && /"total":/ { sub(/,$/, "", $2); total[++n] = $2 }
     inside && /^ \]/ { inside = 0 }
-    /"blocks":/ && !blocks && $2 ~ /^[0-9.]+,?$/ { sub(/,$/, "", $2); blocks = $2 }
+    inside && /"block":/ { ++n }
+    inside && $2 ~ /^[0-9]/ { key = $1; gsub(/[":]/, "", key); seconds[n, key] = value() }
+    !inside && /"blocks":/ && $2 ~ /^[0-9.]+,?$/ { blocks = value() }
     END {
-      for (i = n > 1 ? 2 : 1; i <= n; ++i) { sum += total[i]; ++count }
-      block = sum / count
-      printf "%-24s %6d %10.3f %10.2f %12.1f %10.2f\n", model, ranks, block, blocks, block * all, peak / 1e9
+      count = split("total forward hessian factor grids solve finish", keys, " ")
+      printf "%-24s %5d |", model, ranks
+      for (k = 1; k <= count; ++k) {
+        sum = 0
+        for (i = n > 1 ? 2 : 1; i <= n; ++i) sum += seconds[i, keys[k]]
+        mean[k] = sum / (n > 1 ? n - 1 : 1)
+        printf " %7.3f", mean[k]
+      }
+      printf " | %8.2f %8.1f %7.2f\n", blocks, mean[1] * all, peak / 1e9
     }' "$out.work/report.json"
   cp "$out.work/report.json" "build/bench-${model//:/-}-np$ranks.json" 2>/dev/null || true
   rm -rf "$out.work"

@@ -1,4 +1,5 @@
-/// @file Each GPU operation on the shapes of real models, against what this GPU can do at best: measured in one process.
+/// @file Each GPU operation on the shapes of real models, against what this GPU can do at best: measured in one
+/// process.
 #include <algorithm>
 #include <boost/program_options.hpp>
 #include <chrono>
@@ -47,9 +48,9 @@ struct Measured {
   std::string operation;
   std::string shape;
   double seconds = 0;
-  double rate = 0;       // of `unit`
+  double rate = 0;  // of `unit`
   std::string unit;
-  double ceiling = 0;    // of the same unit; 0: none
+  double ceiling = 0;  // of the same unit; 0: none
 };
 
 class Bench {
@@ -195,11 +196,8 @@ Ceilings measure_ceilings(Bench& bench) {
   bench.backend().fill_zero(bench.stream(), from.data(), bytes);
   const double seconds = bench.seconds([&] { bench.backend().copy(bench.stream(), to.data(), from.data(), bytes); });
   ceilings.copy = 2.0 * static_cast<double>(bytes) / seconds / 1e12;
-  bench.report({.operation = "ceiling: copy",
-                .shape = "4 GiB",
-                .seconds = seconds,
-                .rate = ceilings.copy,
-                .unit = "TB/s"});
+  bench.report(
+      {.operation = "ceiling: copy", .shape = "4 GiB", .seconds = seconds, .rate = ceilings.copy, .unit = "TB/s"});
   return ceilings;
 }
 
@@ -266,8 +264,8 @@ void damp(Bench& bench, const Panels& panels, double damping) {
   const auto device = bench.upload_list(all);
   for (std::size_t k = 0; k < panels.count(); ++k) {
     bench.backend().get_diagonal(
-        bench.stream(), {.panel = panels.view(k),
-                         .diagonal = flat<double>(device).slice_rows(panels.first(k), panels.view(k).cols())});
+        bench.stream(),
+        {.panel = panels.view(k), .diagonal = flat<double>(device).slice_rows(panels.first(k), panels.view(k).cols())});
   }
   all = bench.download<double>(device);
   double mean = 0;
@@ -280,8 +278,8 @@ void damp(Bench& bench, const Panels& panels, double damping) {
   const auto damped = bench.upload_list(all);
   for (std::size_t k = 0; k < panels.count(); ++k) {
     bench.backend().set_diagonal(
-        bench.stream(), {.diagonal = flat<double>(damped).slice_rows(panels.first(k), panels.view(k).cols()),
-                         .panel = panels.view(k)});
+        bench.stream(),
+        {.diagonal = flat<double>(damped).slice_rows(panels.first(k), panels.view(k).cols()), .panel = panels.view(k)});
   }
   bench.stream().synchronize();
 }
@@ -321,13 +319,13 @@ void measure_layer(Bench& bench, const Ceilings& ceilings, std::int64_t rows, st
   damp(bench, h, 0.01);
   const Panels l(bench, n, width, DType::f32);
   const auto status = bench.upload_list(std::vector<std::int32_t>(l.count()));
-  const double factor_seconds = bench.seconds([&] { factor(bench, l, flat<std::int32_t>(status)); },
-                                              [&] {
-                                                for (std::size_t k = 0; k < l.count(); ++k) {
-                                                  backend.copy(stream, l.view(k).data, h.view(k).data,
-                                                               h.view(k).bytes());
-                                                }
-                                              });
+  const double factor_seconds =
+      bench.seconds([&] { factor(bench, l, flat<std::int32_t>(status)); },
+                    [&] {
+                      for (std::size_t k = 0; k < l.count(); ++k) {
+                        backend.copy(stream, l.view(k).data, h.view(k).data, h.view(k).bytes());
+                      }
+                    });
   for (const auto value : bench.download<std::int32_t>(status)) {
     require(value == 0, fmt::format("the factorization failed at minor {}", value));
   }
@@ -343,9 +341,7 @@ void measure_layer(Bench& bench, const Ceilings& ceilings, std::int64_t rows, st
   const std::int64_t wide = l.view(0).cols();
   const auto part = [&](const std::string& name, const AnyView<2>& panel) {
     const double seconds = bench.seconds(
-        [&] {
-          backend.factor_panel(stream, {.panel = panel, .status = flat<std::int32_t>(status).slice_rows(0, 1)});
-        },
+        [&] { backend.factor_panel(stream, {.panel = panel, .status = flat<std::int32_t>(status).slice_rows(0, 1)}); },
         restore);
     const auto w = static_cast<double>(wide);
     bench.report({.operation = name,
@@ -361,17 +357,16 @@ void measure_layer(Bench& bench, const Ceilings& ceilings, std::int64_t rows, st
     const ConstAnyView<2> factored = l.view(0);
     const auto rows = factored.slice_rows(wide, l.view(1).rows());
     const double seconds = bench.seconds([&] {
-      backend.update_panel(stream,
-                           {.rows = rows, .top = rows.slice_rows(0, l.view(1).cols()), .target = l.view(1)});
+      backend.update_panel(stream, {.rows = rows, .top = rows.slice_rows(0, l.view(1).cols()), .target = l.view(1)});
     });
     const auto w = static_cast<double>(l.view(1).cols());
-    bench.report({.operation = "update_panel",
-                  .shape = fmt::format("{} x {}", rows.rows(), wide),
-                  .seconds = seconds,
-                  .rate = teraflops(2 * static_cast<double>(wide) * w * (static_cast<double>(rows.rows()) - w / 2),
-                                    seconds),
-                  .unit = "TF/s",
-                  .ceiling = ceilings.f32});
+    bench.report(
+        {.operation = "update_panel",
+         .shape = fmt::format("{} x {}", rows.rows(), wide),
+         .seconds = seconds,
+         .rate = teraflops(2 * static_cast<double>(wide) * w * (static_cast<double>(rows.rows()) - w / 2), seconds),
+         .unit = "TF/s",
+         .ceiling = ceilings.f32});
   }
   for (std::size_t k = 0; k < l.count(); ++k) {
     backend.copy(stream, l.view(k).data, h.view(k).data, h.view(k).bytes());

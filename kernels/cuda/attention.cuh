@@ -1,5 +1,7 @@
 #pragma once
 /// @file What the kernels of attention share.
+#include <limits>
+
 #include "kernels/attention.hpp"
 #include "kernels/cuda/device.cuh"
 
@@ -46,10 +48,13 @@ struct AttentionProblem {
   float scale;
   const float* slopes;  // null: no ALiBi
   std::int64_t sample_heads;
-  std::int64_t section_heads;
+  std::int64_t section_heads = 0;
   int tiles;  // of queries, a sample
 
-  AttentionProblem(const AttentionArgs& args, int tile_queries)
+  /// Heads come in sections that have `cached_bytes` of keys and values, so that these stay in a cache while all of a
+  /// section's queries meet them.
+  AttentionProblem(const AttentionArgs& args, int tile_queries,
+                   std::int64_t cached_bytes = std::numeric_limits<std::int64_t>::max())
       : q(args.q),
         k(args.k),
         v(args.v),
@@ -65,14 +70,14 @@ struct AttentionProblem {
         slopes(args.alibi_slopes ? args.alibi_slopes->data : nullptr),
         sample_heads(args.q.rows() / args.tokens_per_sample * args.heads),
         tiles(static_cast<int>(divide_up(args.tokens_per_sample, tile_queries))) {
-    const std::int64_t bytes = 2 * args.tokens_per_sample * args.head_dim * size_of(args.k.dtype);  // a head of k and v
-    section_heads = std::max<std::int64_t>(1, cached_bytes / bytes) * heads_a_kv_head;
+    const std::int64_t bytes = 2 * args.tokens_per_sample * args.head_dim * size_of(args.k.dtype);  // of a kv head
+    const std::int64_t kv_heads = std::max<std::int64_t>(1, cached_bytes / bytes);
+    section_heads = std::min(kv_heads * heads_a_kv_head, sample_heads);
   }
   __host__ __device__ std::int64_t pieces() const { return sample_heads * tiles; }
 
-  /// A piece of the work: a head's tile of queries. Pieces are taken in order of their index: a section after the
-  /// other, of heads whose keys and values stay in the second-level cache; in it the last queries, which see most keys,
-  /// first.
+  /// A piece of the work: a head's tile of queries. Pieces are taken in order of their index: section after section, and
+  /// in each of them the last queries first, which see most keys.
   struct Piece {
     std::int64_t row;  // of the sample's first token
     int head;
@@ -97,10 +102,6 @@ struct AttentionProblem {
             .out_column = std::int64_t{head} * head_dim,
             .slope = slopes == nullptr ? 0.0f : slopes[head]};
   }
-
- private:
-  /// Of keys and values: well below 40 MB, the smallest second-level cache of the GPUs in question.
-  static constexpr std::int64_t cached_bytes = std::int64_t{24} << 20;
 };
 
 /// By Hopper's warpgroup-level matrix instructions. @pre takes_warpgroups(stream, args)

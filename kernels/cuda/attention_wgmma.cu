@@ -7,6 +7,9 @@ namespace gptqd::cuda {
 
 namespace {
 
+/// Keys and values that are used at a time: well below the 50 MB of the second-level cache.
+constexpr std::int64_t cached_bytes = std::int64_t{24} << 20;
+
 /// Heads of `width` columns. Warpgroups of 64 queries each compute; one more loads what they need.
 template <int width_>
 struct Shape {
@@ -20,10 +23,12 @@ struct Shape {
   static constexpr int scores = tile_keys / 2;  // a thread has, of 64 rows
   static constexpr int sums = width / 2;
 
-  static constexpr int panels = (width + hopper::panel_columns - 1) / hopper::panel_columns;
-  static constexpr int query_panel_bytes = 64 * hopper::row_bytes;
+  static constexpr int panel_columns = width % 64 == 0 ? 64 : width % 32 == 0 ? 32 : 16;
+  static constexpr int panels = width / panel_columns;
+  static constexpr int row_bytes = 2 * panel_columns;  // of a panel
+  static constexpr int query_panel_bytes = 64 * row_bytes;
   static constexpr int query_bytes = panels * query_panel_bytes;  // of a group
-  static constexpr int key_panel_bytes = tile_keys * hopper::row_bytes;
+  static constexpr int key_panel_bytes = tile_keys * row_bytes;
   static constexpr int key_bytes = panels * key_panel_bytes;
   static constexpr int stages = 2;
 };
@@ -133,7 +138,7 @@ __device__ void load(const AttentionProblem<T>& problem, const Maps& maps, unsig
     hopper::arrive_expecting(barrier, S::panels * panel_bytes);
     for (int panel = 0; panel < S::panels; ++panel) {
       hopper::load_box(to + static_cast<std::uint32_t>(panel * panel_bytes), map, barrier,
-                       panel * hopper::panel_columns, head, token, sample);
+                       panel * S::panel_columns, head, token, sample);
     }
   };
   Ring<S::stages> ring;
@@ -261,15 +266,16 @@ __device__ void attend(const AttentionProblem<T>& problem, const Memory<T, S>& m
   float scores[S::scores];
   float sums[S::sums];
   std::uint32_t weights[S::tile_keys / 16][4];
-  const auto q = hopper::Factor::terms_in_columns(memory.queries(group));
+  const auto q = hopper::Factor::terms_in_columns<S::panel_columns>(memory.queries(group));
   const auto begin_scores = [&](int stage) {
-    const auto k = hopper::Factor::terms_in_columns(memory.keys(stage));
+    const auto k = hopper::Factor::terms_in_columns<S::panel_columns>(memory.keys(stage));
+    constexpr int panel_steps = S::panel_columns / 16;
     hopper::begin_products();
 #pragma unroll
     for (int step = 0; step < S::width / 16; ++step) {
-      const int in_panel = step % 4 * 32;
-      const auto a = q + (step / 4 * S::query_panel_bytes + in_panel);
-      const auto b = k + (step / 4 * S::key_panel_bytes + in_panel);
+      const int in_panel = step % panel_steps * 32;
+      const auto a = q + (step / panel_steps * S::query_panel_bytes + in_panel);
+      const auto b = k + (step / panel_steps * S::key_panel_bytes + in_panel);
       if (step == 0) {
         hopper::multiply<T, false>(scores, a, b);
       } else {
@@ -279,11 +285,11 @@ __device__ void attend(const AttentionProblem<T>& problem, const Memory<T, S>& m
     hopper::end_products();
   };
   const auto begin_sums = [&](int stage) {
-    const auto v = hopper::Factor::terms_in_rows(memory.values(stage), S::key_panel_bytes);
+    const auto v = hopper::Factor::terms_in_rows<S::panel_columns>(memory.values(stage), S::key_panel_bytes);
     hopper::begin_products();
 #pragma unroll
     for (int step = 0; step < S::tile_keys / 16; ++step) {
-      hopper::multiply<T>(sums, weights[step], v + step * 16 * hopper::row_bytes);
+      hopper::multiply<T>(sums, weights[step], v + step * 16 * S::row_bytes);
     }
     hopper::end_products();
   };
@@ -432,7 +438,8 @@ __global__ void __launch_bounds__(hopper::compiled ? S::threads : 1, 1)
     initialize_barriers(memory);
   }
   __syncthreads();
-  const int group = static_cast<int>(threadIdx.x) / hopper::group_threads;
+  // From a neighbour, so that the compiler knows it for the same in the whole warp.
+  const int group = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / hopper::group_threads, 0);
   if (group == S::groups) {
     hopper::yield_registers<S::loading_registers>();
     if (threadIdx.x % hopper::group_threads == 0) {
@@ -466,6 +473,7 @@ bool with_shape(std::int64_t head_dim, const Body& body) {
   }
 }
 
+template <class S>
 CUtensorMap map_of(const ConstAnyView<2>& heads_of_rows, std::int64_t heads, int box_tokens,
                    const AttentionArgs& args) {
   const std::int64_t element = size_of(heads_of_rows.dtype);
@@ -473,19 +481,19 @@ CUtensorMap map_of(const ConstAnyView<2>& heads_of_rows, std::int64_t heads, int
   // A single row has no stride, but the map wants one.
   const std::int64_t row_bytes =
       rows == 1 ? divide_up(heads_of_rows.cols() * element, 16) * 16 : heads_of_rows.stride * element;
-  return hopper::tensor_map<4>(
+  return hopper::tensor_map<S::panel_columns, 4>(
       heads_of_rows.dtype, heads_of_rows.data,
       {args.head_dim, heads, args.tokens_per_sample, rows / args.tokens_per_sample},
       {args.stride_of_heads() * element, row_bytes, args.tokens_per_sample * row_bytes},
-      {hopper::panel_columns, 1, box_tokens, 1});
+      {S::panel_columns, 1, box_tokens, 1});
 }
 
 template <class T, class S>
 void launch(CudaStream& stream, const AttentionArgs& args) {
-  const AttentionProblem<T> problem(args, S::tile_queries);
-  const Maps maps{.q = map_of(args.q, args.heads, 64, args),
-                  .k = map_of(args.k, args.kv_heads, S::tile_keys, args),
-                  .v = map_of(args.v, args.kv_heads, S::tile_keys, args)};
+  const AttentionProblem<T> problem(args, S::tile_queries, cached_bytes);
+  const Maps maps{.q = map_of<S>(args.q, args.heads, 64, args),
+                  .k = map_of<S>(args.k, args.kv_heads, S::tile_keys, args),
+                  .v = map_of<S>(args.v, args.kv_heads, S::tile_keys, args)};
   auto* const taken = stream.scratch_of<unsigned int>(1);
   check(cudaMemsetAsync(taken, 0, sizeof(*taken), stream.stream()), "attention");
   const auto blocks = std::min<std::int64_t>(problem.pieces(), stream.gpu().properties().multiProcessorCount);

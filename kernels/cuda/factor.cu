@@ -1,5 +1,3 @@
-#include "kernels/factor.hpp"
-
 #include <cusolverDn.h>
 
 #include <memory>
@@ -9,6 +7,7 @@
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/factor_block.cuh"
 #include "kernels/cuda/promoted_product.cuh"
+#include "kernels/factor.hpp"
 
 namespace gptqd::cuda {
 
@@ -99,12 +98,9 @@ void update_panel_split(CudaStream& stream, CudaArena& arena, const UpdatePanelA
   const auto rows = args.rows.as<float>();
   const Buffer memory = arena.allocate(split_bytes(rows.cols(), rows.rows()));
   const auto parts = split(stream, rows, true, memory.data());
-  split_product(stream, {.left = parts,
-                         .right = parts,
-                         .result = args.target.as<float>(),
-                         .sign = -1,
-                         .lower = true,
-                         .cut_terms = true});
+  split_product(
+      stream,
+      {.left = parts, .right = parts, .result = args.target.as<float>(), .sign = -1, .lower = true, .cut_terms = true});
 }
 
 /// target − rows·topᵀ is, column-major, targetᵀ [w2, m2] − top·rowsᵀ.
@@ -156,11 +152,10 @@ void factor_in_blocks(CudaStream& stream, CudaArena& arena, const FactorPanelArg
     factor_block(stream, block, first, args.status.data, memory.data());
     const auto rows = block.slice_rows(cols, block.rows() - cols);
     const std::int64_t rest = w - first - cols;
-    update_in_full_precision(
-        stream, arena,
-        {.rows = rows,
-         .top = rows.slice_rows(0, rest),
-         .target = panel.slice_rows(first + cols, rows.rows()).slice_cols(first + cols, rest)});
+    update_in_full_precision(stream, arena,
+                             {.rows = rows,
+                              .top = rows.slice_rows(0, rest),
+                              .target = panel.slice_rows(first + cols, rows.rows()).slice_cols(first + cols, rest)});
   }
   for_elements(stream, w, w, ClearUpper<float>{Rows<float>(panel)});
 }

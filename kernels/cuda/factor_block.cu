@@ -1,6 +1,5 @@
-#include "kernels/cuda/factor_block.cuh"
-
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/factor_block.cuh"
 
 namespace gptqd::cuda {
 
@@ -46,7 +45,10 @@ __device__ int factor_part(BlockMatrices& block, int at) {
     if ((!(pivot > 0) || !isfinite(pivot)) && failed == side) {
       failed = at + j;
     }
-    row[j] = lane == j ? sqrtf(pivot) : row[j] * reciprocal;
+    // The root too from its reciprocal: √x = x/√x, and half of what is missing in its square times that.
+    const float near = pivot * reciprocal;
+    const float root = fmaf(0.5f * reciprocal, fmaf(-near, near, pivot), near);
+    row[j] = lane == j ? root : row[j] * reciprocal;
     own = lane == j ? reciprocal : own;
 #pragma unroll
     for (int k = j + 1; k < part; ++k) {
@@ -157,9 +159,8 @@ __device__ void multiply_parts(float (*target)[pitch], float sign, const float (
 }
 
 /// One block. transposed_inverse[k, c] = (L11⁻¹)[c, k]; columns beyond the size are those of the identity.
-__global__ void __launch_bounds__(block_threads)
-    factor_and_invert(Rows<float> columns, int size, std::int64_t first, float* transposed_inverse,
-                      std::int32_t* status) {
+__global__ void __launch_bounds__(block_threads) factor_and_invert(Rows<float> columns, int size, std::int64_t first,
+                                                                   float* transposed_inverse, std::int32_t* status) {
   extern __shared__ __align__(16) std::byte memory[];
   auto& block = *reinterpret_cast<BlockMatrices*>(memory);
   __shared__ int failed;
@@ -182,6 +183,7 @@ __global__ void __launch_bounds__(block_threads)
   }
   wait_for_background_copies();
   __syncthreads();
+#pragma unroll 1  // the code is long, and run once: it must come from memory
   for (int at = 0; at < side; at += part) {
     if (thread < 32) {
       const int found = factor_part(block, at);
@@ -325,7 +327,7 @@ void factor_block(CudaStream& stream, const TensorView<float, 2>& columns, std::
                              static_cast<int>(sizeof(BlockMatrices))),
         doing);
   factor_and_invert<<<1, block_threads, sizeof(BlockMatrices), stream.stream()>>>(Rows<float>(columns), size, first,
-                                                                               inverse, status);
+                                                                                  inverse, status);
   const std::int64_t below = columns.rows() - size;
   if (below > 0) {
     check(cudaFuncSetAttribute(apply_inverse, cudaFuncAttributeMaxDynamicSharedMemorySize, apply_shared_bytes), doing);

@@ -2,8 +2,9 @@
 /// @file Hopper's own instructions: copies of tiles by the tensor memory accelerator, barriers in shared memory that
 /// count their bytes, and matrix products of a warpgroup (128 threads) from shared memory. PTX ISA 8.0, sm_90a.
 ///
-/// Tiles in shared memory are panels of 64 16-bit columns: a row of a panel is 128 bytes, and its 16-byte pieces are
-/// permuted by the row's number (the 128-byte swizzle). Panels begin at multiples of 1024 bytes.
+/// Tiles of 16-bit elements in shared memory are panels of 16, 32 or 64 columns. A panel's rows follow one another, 32,
+/// 64 or 128 bytes each, and their 16-byte pieces are permuted within a row by the row's number (the swizzle of so many
+/// bytes), so that eight rows of a column lie in different banks. Panels begin at multiples of 1024 bytes.
 #include <cuda.h>
 
 #include <array>
@@ -15,13 +16,11 @@
 namespace gptqd::cuda::hopper {
 
 inline constexpr int group_threads = 128;  // of a warpgroup
-inline constexpr int panel_columns = 64;
-inline constexpr int row_bytes = 128;  // of a panel
 
-/// A tensor [.., extents[1], extents[0]] for copies of `box` elements of it with the 128-byte swizzle; what lies outside
-/// reads as zero. Innermost extent first; strides, in bytes, of the others.
+/// A tensor [.., extents[1], extents[0]] for copies of `box` elements of it into a panel; what lies outside reads as
+/// zero. Innermost extent first; strides, in bytes, of the others.
 /// @pre box[0] is panel_columns; data and strides are multiples of 16 bytes
-template <std::size_t rank>
+template <int panel_columns, std::size_t rank>
 CUtensorMap tensor_map(DType dtype, const void* data, const std::array<std::int64_t, rank>& extents,
                        const std::array<std::int64_t, rank - 1>& strides, const std::array<int, rank>& box) {
   using Encode = decltype(&cuTensorMapEncodeTiled);
@@ -47,7 +46,11 @@ CUtensorMap tensor_map(DType dtype, const void* data, const std::array<std::int6
   const auto status =
       encode(&map, dtype == DType::f16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, rank,
              const_cast<void*>(data), sizes.data(), steps.data(), boxes.data(), every.data(),
-             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+             CU_TENSOR_MAP_INTERLEAVE_NONE,
+             panel_columns == 64   ? CU_TENSOR_MAP_SWIZZLE_128B
+             : panel_columns == 32 ? CU_TENSOR_MAP_SWIZZLE_64B
+                                   : CU_TENSOR_MAP_SWIZZLE_32B,
+             CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
              CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   require(status == CUDA_SUCCESS,
           fmt::format("CUDA, describing a tensor {}, innermost extent first, with strides of {} bytes: error {}",
@@ -146,19 +149,25 @@ __device__ void keep(std::uint32_t (&values)[rows][count]) {
 struct Factor {
   std::uint64_t bits;
 
-  /// Rows are the factor's rows or columns of the result, columns the terms. One panel: term 16·i is 32·i bytes on.
-  __device__ static Factor terms_in_columns(std::uint32_t address) { return {common(address) | std::uint64_t{1} << 16}; }
-  /// Rows are the terms, columns those of the result; panels `panel_bytes` apart. Term 8·i is 1024·i bytes on.
+  /// Columns are the terms, rows those (or the columns) of the result. In a panel, term 16·i is 32·i bytes on.
+  template <int panel_columns>
+  __device__ static Factor terms_in_columns(std::uint32_t address) {
+    return {common<panel_columns>(address) | std::uint64_t{1} << 16};
+  }
+  /// Rows are the terms, columns those of the result; panels `panel_bytes` apart. Term 8·i is eight rows · i on.
+  template <int panel_columns>
   __device__ static Factor terms_in_rows(std::uint32_t address, int panel_bytes) {
-    return {common(address) | static_cast<std::uint64_t>(panel_bytes >> 4) << 16};
+    return {common<panel_columns>(address) | static_cast<std::uint64_t>(panel_bytes >> 4) << 16};
   }
   __device__ Factor operator+(int bytes) const { return {bits + static_cast<std::uint64_t>(bytes >> 4)}; }
 
  private:
+  template <int panel_columns>
   __device__ static std::uint64_t common(std::uint32_t address) {
-    constexpr std::uint64_t swizzle_128 = 1;
-    constexpr std::uint64_t eight_rows = 8 * row_bytes;
-    return (address & 0x3ffff) >> 4 | (eight_rows >> 4) << 32 | swizzle_128 << 62;
+    static_assert(panel_columns == 16 || panel_columns == 32 || panel_columns == 64);
+    constexpr std::uint64_t swizzle = panel_columns == 64 ? 1 : panel_columns == 32 ? 2 : 3;
+    constexpr std::uint64_t eight_rows = 8 * 2 * panel_columns;
+    return (address & 0x3ffff) >> 4 | (eight_rows >> 4) << 32 | swizzle << 62;
   }
 };
 

@@ -1,6 +1,5 @@
-#include "kernels/cuda/ordered_product.cuh"
-
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/ordered_product.cuh"
 
 namespace gptqd::cuda {
 
@@ -17,9 +16,8 @@ constexpr std::int64_t enough_tiles = 264;
 
 /// c's tile of side 16·side: thread (y, x) has the rows 4y + i + 64·h and the columns 4x + j + 64·h, i, j in [0, 4).
 template <class T, int side>
-__global__ void __launch_bounds__(product_threads)
-    multiply(Rows<const T> a, Rows<const T> b, Rows<T> c, std::int64_t m, std::int64_t n, std::int64_t k,
-             bool accumulate) {
+__global__ void __launch_bounds__(product_threads) multiply(Rows<const T> a, Rows<const T> b, Rows<T> c, std::int64_t m,
+                                                            std::int64_t n, std::int64_t k, bool accumulate) {
   constexpr int tile = threads_across * side;
   constexpr int loads = tile * depth / product_threads;
   constexpr int runs = side / run;
@@ -129,7 +127,7 @@ void ordered_product(CudaStream& stream, const ConstTensorView<T, 2>& a, const C
 
 template void ordered_product<float>(CudaStream&, const ConstTensorView<float, 2>&, const ConstTensorView<float, 2>&,
                                      const TensorView<float, 2>&, bool);
-template void ordered_product<double>(CudaStream&, const ConstTensorView<double, 2>&,
-                                      const ConstTensorView<double, 2>&, const TensorView<double, 2>&, bool);
+template void ordered_product<double>(CudaStream&, const ConstTensorView<double, 2>&, const ConstTensorView<double, 2>&,
+                                      const TensorView<double, 2>&, bool);
 
 }  // namespace gptqd::cuda

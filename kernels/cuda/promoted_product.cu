@@ -1,5 +1,3 @@
-#include "kernels/cuda/promoted_product.cuh"
-
 #include <cuda.h>
 
 #include <array>
@@ -7,6 +5,7 @@
 #include <utility>
 
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/promoted_product.cuh"
 
 namespace gptqd::cuda {
 
@@ -217,9 +216,23 @@ __device__ std::uint64_t matrix_descriptor(std::uint32_t address) {
   return ((address & 0x3ffff) >> 4) | next_atom << 16 | next_terms << 32 | swizzle_128 << 62;
 }
 
+/// Groups take turns at the tensor cores, so that one adds up its sums while the others multiply: the barrier at which
+/// group `group` waits for its turn, and the group before it says that it has come.
+constexpr int turn_threads = 2 * group_threads;
+__device__ void wait_for_turn(int group) {
+  asm volatile("bar.sync %0, %1;" ::"r"(1 + group), "n"(turn_threads) : "memory");
+}
+__device__ void give_turn_to(int group) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(1 + group), "n"(turn_threads) : "memory");
+}
+
 __device__ void begin_multiplying() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-__device__ void wait_for_products() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
+/// Waits until at most `pending` groups of products are under way.
+template <int pending>
+__device__ void wait_for_products() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
+}
 __device__ void keep(float (&d)[sums_of_a_thread]) {
 #pragma unroll
   for (int i = 0; i < sums_of_a_thread; ++i) {
@@ -231,51 +244,49 @@ __device__ void keep(float (&d)[sums_of_a_thread]) {
 template <class T>
 __device__ void multiply(float (&d)[sums_of_a_thread], std::uint64_t a, std::uint64_t b, bool add) {
   if constexpr (std::is_same_v<T, __half>) {
-      asm volatile(
-          "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
-          "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {"
-          "%0, %1, %2, %3, %4, %5, %6, %7, "
-          "%8, %9, %10, %11, %12, %13, %14, %15, "
-          "%16, %17, %18, %19, %20, %21, %22, %23, "
-          "%24, %25, %26, %27, %28, %29, %30, %31, "
-          "%32, %33, %34, %35, %36, %37, %38, %39, "
-          "%40, %41, %42, %43, %44, %45, %46, %47, "
-          "%48, %49, %50, %51, %52, %53, %54, %55, "
-          "%56, %57, %58, %59, %60, %61, %62, %63}, "
-          "%64, %65, p, 1, 1, 1, 1;\n}\n"
-          :
-          "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
-          "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
-          "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
-          "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),
-          "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]),
-          "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]),
-          "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
-          "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
-          : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, "
+        "%8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, "
+        "%24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, "
+        "%40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, "
+        "%56, %57, %58, %59, %60, %61, %62, %63}, "
+        "%64, %65, p, 1, 1, 1, 1;\n}\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+          "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
+          "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
+          "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
+          "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
+          "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
+          "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]),
+          "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+        : "l"(a), "l"(b), "r"(static_cast<int>(add)));
   } else {
-      asm volatile(
-          "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
-          "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
-          "%0, %1, %2, %3, %4, %5, %6, %7, "
-          "%8, %9, %10, %11, %12, %13, %14, %15, "
-          "%16, %17, %18, %19, %20, %21, %22, %23, "
-          "%24, %25, %26, %27, %28, %29, %30, %31, "
-          "%32, %33, %34, %35, %36, %37, %38, %39, "
-          "%40, %41, %42, %43, %44, %45, %46, %47, "
-          "%48, %49, %50, %51, %52, %53, %54, %55, "
-          "%56, %57, %58, %59, %60, %61, %62, %63}, "
-          "%64, %65, p, 1, 1, 1, 1;\n}\n"
-          :
-          "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
-          "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
-          "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
-          "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),
-          "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]),
-          "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]),
-          "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
-          "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
-          : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, "
+        "%8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, "
+        "%24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, "
+        "%40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, "
+        "%56, %57, %58, %59, %60, %61, %62, %63}, "
+        "%64, %65, p, 1, 1, 1, 1;\n}\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+          "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
+          "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
+          "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
+          "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
+          "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
+          "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]),
+          "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+        : "l"(a), "l"(b), "r"(static_cast<int>(add)));
   }
 }
 
@@ -333,6 +344,9 @@ __device__ void multiply_stages(const Problem& problem, Work work, std::uint32_t
                                 std::uint32_t block, int group) {
   const int thread = static_cast<int>(threadIdx.x) % group_threads;
   Ring ring;
+  if (group == groups - 1) {
+    give_turn_to(0);
+  }
   while (work.next()) {
     float sums[sums_of_a_thread] = {};
     for (int stage = work.begin; stage < work.end; ++stage) {
@@ -341,14 +355,22 @@ __device__ void multiply_stages(const Problem& problem, Work work, std::uint32_t
       const std::uint32_t from = memory + ring.stage * stage_bytes;
       const std::uint64_t a = matrix_descriptor(from + group * atom_bytes);
       const std::uint64_t b = matrix_descriptor(from + left_atoms * atom_bytes);
+      wait_for_turn(group);
       keep(products);
       begin_multiplying();
+      constexpr int steps = stage_terms / 16;
 #pragma unroll
-      for (int k = 0; k < stage_terms / 16; ++k) {
+      for (int k = 0; k < steps; ++k) {
         multiply<T>(products, a + k * (2048 >> 4), b + k * (2048 >> 4), k > 0);
+        if (k == steps / 2 - 1) {
+          commit_products();
+        }
       }
       commit_products();
-      wait_for_products();
+      // The next group begins while the second half is under way.
+      wait_for_products<1>();
+      give_turn_to((group + 1) % groups);
+      wait_for_products<0>();
       keep(products);
       if (thread % 32 < cluster_blocks) {
         arrive_at_block(barriers.empty(ring.stage), thread % 32);
@@ -359,8 +381,7 @@ __device__ void multiply_stages(const Problem& problem, Work work, std::uint32_t
         sums[i] += products[i];
       }
     }
-    float4* const part =
-        work.is_whole() ? nullptr : part_at(problem, work.tile, work.piece, block, group);
+    float4* const part = work.is_whole() ? nullptr : part_at(problem, work.tile, work.piece, block, group);
 #pragma unroll
     for (int q = 0; q < sums_of_a_thread / 4; ++q) {
       const float4 quad{sums[4 * q], sums[4 * q + 1], sums[4 * q + 2], sums[4 * q + 3]};
@@ -370,6 +391,9 @@ __device__ void multiply_stages(const Problem& problem, Work work, std::uint32_t
         part[q * group_threads + thread] = quad;
       }
     }
+  }
+  if (group == 0) {
+    wait_for_turn(0);  // the last one given
   }
 }
 
@@ -544,7 +568,8 @@ void promoted_product(CudaStream& stream, const PromotedProduct& args) {
   };
   args.left.dtype == DType::f16 ? launch(multiply_tiles<__half>) : launch(multiply_tiles<__nv_bfloat16>);
   if (problem.cut > 0) {
-    join_pieces<<<grid_size(problem.cut * cluster_blocks * groups * joins), group_threads, 0, stream.stream()>>>(problem);
+    join_pieces<<<grid_size(problem.cut * cluster_blocks * groups * joins), group_threads, 0, stream.stream()>>>(
+        problem);
   }
 }
 

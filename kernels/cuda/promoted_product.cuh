@@ -16,8 +16,8 @@ struct TermRun {
 /// result[r, c] <- (result[r, c]) + sign · Σ over the runs, Σ_t left[a + t, r] · right[b + t, c].
 ///
 /// Tensor cores add products to a sum by truncating what it cannot hold: a bias that grows with the number of terms,
-/// and a catastrophe for terms that share a sum with massive ones. Here they add up 64 terms at most; these sums are added
-/// in fp32 with rounding to nearest.
+/// and a catastrophe for terms that share a sum with massive ones. Here they add up 64 terms at most; these sums are
+/// added in fp32 with rounding to nearest.
 ///
 /// Terms lie along rows: for XᵀX both operands are X. Row-major, any strides that allows_promoted_product() takes.
 struct PromotedProduct {
@@ -27,7 +27,7 @@ struct PromotedProduct {
   ConstAnyView<2> right;  ///< [., n], same dtype
   std::int64_t run_rows = 0;
   int runs = 1;
-  TermRun run[most_runs];  ///< with more than one, run_rows is a multiple of sum_terms
+  TermRun run[most_runs];       ///< with more than one, run_rows is a multiple of sum_terms
   TensorView<float, 2> result;  ///< [m, n]
   float sign = 1;
   bool accumulate = false;

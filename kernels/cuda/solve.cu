@@ -1,5 +1,3 @@
-#include "kernels/solve.hpp"
-
 #include <limits>
 #include <numeric>
 #include <optional>
@@ -10,6 +8,7 @@
 #include "kernels/cuda/grid_search.cuh"
 #include "kernels/cuda/ordered_product.cuh"
 #include "kernels/cuda/promoted_product.cuh"
+#include "kernels/solve.hpp"
 
 namespace gptqd::cuda {
 
@@ -57,10 +56,10 @@ struct Piece {
   std::int64_t low;
   std::int64_t high;
   Rows<const T> factor;
-  const T* inverses;            // 1/L_aa
-  Rows<const T> corrections;    // delta·L of all columns behind the piece
+  const T* inverses;          // 1/L_aa
+  Rows<const T> corrections;  // delta·L of all columns behind the piece
   Rows<const T> weights;
-  Rows<T> delta;                // out
+  Rows<T> delta;  // out
   const std::int32_t* group;
 };
 
@@ -209,9 +208,12 @@ class TileSolver {
     }
   }
 
-  /// One lane a row; lanes without a row compute on what there is.
+  /// One lane a row; lanes without a row compute on what there is. Nothing is stored before the last column is done:
+  /// loads could not run ahead of stores.
   __device__ void solve_step(int low, Step<T>& step) {
-    T corrections[step_columns];
+    T corrections[step_columns];  // then delta
+    T steps[step_columns];        // rounded: q − z; else W̃
+    T errors[step_columns];
 #pragma unroll
     for (int j = 0; j < step_columns; ++j) {
       corrections[j] = low + j >= 0 ? shared_.corrections[lane_][low + j] : T{0};
@@ -225,20 +227,28 @@ class TileSolver {
         const T scale = step.scales[lane_][a];
         const T zero = step.zeros[lane_][a];
         // Clamping rint(w/s) to [−z, highest − z] is clamping the code; s·(q − z) is exact.
-        const T steps =
-            clamp(rounded_quotient(updated, scale, step.reciprocals[lane_][a]), -zero, target_.highest - zero);
-        delta = fma(scale, steps, -original);
-        const auto error = static_cast<double>(fma(scale, steps, -updated) * step.diagonal[a][a]);
-        loss_ = fma(error, error, loss_);
-        step.codes[lane_][a] = static_cast<std::uint8_t>(static_cast<std::int32_t>(steps + zero));
+        steps[a] = clamp(rounded_quotient(updated, scale, step.reciprocals[lane_][a]), -zero, target_.highest - zero);
+        delta = fma(scale, steps[a], -original);
+        errors[a] = fma(scale, steps[a], -updated) * step.diagonal[a][a];
       } else {
+        steps[a] = updated;
         delta = updated - original;
-        step.scales[lane_][a] = updated;
       }
-      step.weights[lane_][a] = delta;
+      corrections[a] = delta;
 #pragma unroll
       for (int b = 0; b < a; ++b) {
         corrections[b] = fma(delta, step.diagonal[a][b], corrections[b]);
+      }
+    }
+#pragma unroll
+    for (int a = step_columns - 1; a >= 0; --a) {
+      step.weights[lane_][a] = corrections[a];
+      if constexpr (Target::rounds) {
+        step.codes[lane_][a] = static_cast<std::uint8_t>(static_cast<std::int32_t>(steps[a] + step.zeros[lane_][a]));
+        const auto error = static_cast<double>(errors[a]);
+        loss_ = fma(error, error, loss_);
+      } else {
+        step.scales[lane_][a] = steps[a];
       }
     }
   }
@@ -315,8 +325,8 @@ void launch_piece(CudaStream& stream, const Piece<T>& piece, const Target& targe
   check(cudaFuncSetAttribute(solve_piece<T, Target>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              static_cast<int>(bytes)),
         "giving a kernel its shared memory");
-  solve_piece<T, Target><<<grid_size(divide_up(piece.rows, tile_rows)), solve_threads, bytes, stream.stream()>>>(
-      piece, target);
+  solve_piece<T, Target>
+      <<<grid_size(divide_up(piece.rows, tile_rows)), solve_threads, bytes, stream.stream()>>>(piece, target);
 }
 
 /// The groups of a panel's columns, at the host: only dynamic grids need them there.
@@ -353,8 +363,8 @@ class PanelGroups {
  private:
   static void check_index(std::string_view name, std::size_t position, std::int32_t value, std::int64_t end) {
     if (value < 0 || value >= end) {
-      throw Error(ErrorKind::internal, fmt::format("solve_panel: {}[{}] = {}, expected an index in [0, {})", name,
-                                                   position, value, end));
+      throw Error(ErrorKind::internal,
+                  fmt::format("solve_panel: {}[{}] = {}, expected an index in [0, {})", name, position, value, end));
     }
   }
 
@@ -443,8 +453,8 @@ class PanelSolver {
     if constexpr (std::is_same_v<T, float>) {
       splits_ = allows_split_product(stream_, corrections);
       if (splits_) {
-        left_memory_ = arena_.allocate(split_bytes(std::min(std::max(behind_, args_.block), std::max(most_terms, args_.block)),
-                                                   corrections.rows()));
+        left_memory_ = arena_.allocate(split_bytes(
+            std::min(std::max(behind_, args_.block), std::max(most_terms, args_.block)), corrections.rows()));
         right_memory_ = arena_.allocate(split_bytes(std::min(behind_, most_terms), width_));
         own_memory_ = arena_.allocate(split_bytes(width_, width_));
         own_ = split(stream_, factor_.slice_rows(0, width_), false, own_memory_.data());
@@ -476,8 +486,7 @@ class PanelSolver {
         auto right = own_;
         right.parts = right.parts.slice_cols(0, low);
         return split_product(
-            stream_,
-            {.left = left, .right = right, .right_first = low, .result = corrections_.slice_cols(0, low)});
+            stream_, {.left = left, .right = right, .right_first = low, .result = corrections_.slice_cols(0, low)});
       }
     }
     correct(corrections_, delta_, low, high, 0);
@@ -545,9 +554,7 @@ class PanelSolver {
     return TensorView<const T, 2>(updated);
   }
 
-  static std::size_t bytes(std::int64_t elements) {
-    return static_cast<std::size_t>(elements * size_of(dtype_of<T>));
-  }
+  static std::size_t bytes(std::int64_t elements) { return static_cast<std::size_t>(elements * size_of(dtype_of<T>)); }
 
   CudaStream& stream_;
   CudaArena& arena_;

@@ -154,8 +154,8 @@ TEST_P(FactorPanel, UpdateSubtractsTheProductBelowTheDiagonal) {
     const auto factored = upload(rows.as<T>(), 4);
     const auto target = upload(before.as<T>(), 6);
 
-    backend->update_panel(
-        *stream, {.rows = factored.view, .top = factored.view.slice_rows(0, 270), .target = target.view});
+    backend->update_panel(*stream,
+                          {.rows = factored.view, .top = factored.view.slice_rows(0, 270), .target = target.view});
 
     const auto got = download(target);
     for (std::int64_t r = 0; r < 530; ++r) {
@@ -174,8 +174,8 @@ TEST_P(FactorPanel, IsRefusedWithGotAndExpected) {
   EXPECT_THAT(message_of([&] { backend->factor_panel(*stream, {.panel = panel.view, .status = flat(status)}); }),
               HasSubstr("the panel is [4, 5], expected no more columns than rows"));
   EXPECT_THAT(message_of([&] {
-                backend->update_panel(
-                    *stream, {.rows = rows.view, .top = rows.view.slice_rows(0, 3), .target = target.view});
+                backend->update_panel(*stream,
+                                      {.rows = rows.view, .top = rows.view.slice_rows(0, 3), .target = target.view});
               }),
               HasSubstr("top is [3, 3], expected [4, 3]"));
 }

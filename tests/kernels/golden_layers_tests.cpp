@@ -14,7 +14,6 @@
 namespace gptqd {
 namespace {
 
-using test::Cpu;
 using test::Layer;
 using test::Matrix;
 
@@ -121,7 +120,7 @@ Prepared prepare(const Solve& solve, const Matrix<double>& weights, const Matrix
 /// The layer solved by the kernels, codes and delta in original column order.
 template <class T>
 Layer<T> solve_by_kernels(const Solve& solve, std::int64_t panel_columns) {
-  Cpu cpu;
+  test::DeviceTensors cpu(make_cpu_backend({.threads = 2}));
   const auto weights = read<float>(solve.layer + ".weight").as<double>();
   const auto prepared = prepare(solve, weights, read<double>(solve.layer + ".hessian"));
   const auto size = solve.group_columns();

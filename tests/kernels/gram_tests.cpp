@@ -141,8 +141,7 @@ TEST_P(GramPanel, IsRefusedWithGotAndExpected) {
   EXPECT_THAT(message_of([&] { backend->gram_panel(*stream, {.x = x.view, .panel = other.view}); }),
               HasSubstr("panel is F64, expected F32"));
   EXPECT_THAT(message_of([&] {
-                backend->gram_panel(*stream,
-                                    {.x = x.view, .panel = panel.view.slice_rows(0, 7).slice_cols(0, 4)});
+                backend->gram_panel(*stream, {.x = x.view, .panel = panel.view.slice_rows(0, 7).slice_cols(0, 4)});
               }),
               HasSubstr("panel is [7, 4], expected [8, 4]"));
 }
@@ -207,9 +206,8 @@ TEST_P(GramOfActivations, MatchesReferenceOverSeveralTilesAndIntervals) {
     std::int64_t tokens, m, w, gap;
   };
   // Tiles are 192 x 256 where tensor cores do it, sums 128 tokens; rows that do not begin at 16 bytes go another way.
-  for (const auto& [tokens, m, w, gap] :
-       {Case{1, 8, 8, 0}, Case{37, 45, 45, 0}, Case{130, 200, 136, 8}, Case{129, 193, 57, 7}, Case{385, 640, 600, 0},
-        Case{1000, 264, 258, 16}}) {
+  for (const auto& [tokens, m, w, gap] : {Case{1, 8, 8, 0}, Case{37, 45, 45, 0}, Case{130, 200, 136, 8},
+                                          Case{129, 193, 57, 7}, Case{385, 640, 600, 0}, Case{1000, 264, 258, 16}}) {
     const auto x = normal(tokens, m, 3);
     const auto device = upload_rounded(x, gap);
     const auto panel = upload(Matrix<float>(m, w, std::nanf("")), gap);
@@ -226,9 +224,9 @@ TEST_P(GramOfActivations, AddsChunkAfterChunkInAStridedPanel) {
   const auto panel = upload(Matrix<float>(320, 296), 4);
 
   for (const auto& [first, tokens] : {std::pair<std::int64_t, std::int64_t>{0, 300}, {300, 1}, {301, 399}}) {
-    backend->gram_panel(*stream, {.x = device.view.slice_rows(first, tokens).slice_cols(8, 320),
-                                  .panel = panel.view,
-                                  .accumulate = true});
+    backend->gram_panel(
+        *stream,
+        {.x = device.view.slice_rows(first, tokens).slice_cols(8, 320), .panel = panel.view, .accumulate = true});
   }
 
   const auto h = exact(x);

@@ -88,8 +88,8 @@ std::int64_t factor_panels(DeviceTensors& on, std::vector<Panel<T>>& panels) {
     for (std::size_t j = k + 1; j < panels.size(); ++j) {
       const auto& target = panels[j];
       const auto rows = device[k].view.slice_rows(target.first - panels[k].first, target.values.rows);
-      on.backend->update_panel(
-          *on.stream, {.rows = rows, .top = rows.slice_rows(0, target.values.cols), .target = device[j].view});
+      on.backend->update_panel(*on.stream,
+                               {.rows = rows, .top = rows.slice_rows(0, target.values.cols), .target = device[j].view});
     }
   }
   for (std::size_t k = 0; k < panels.size(); ++k) {

@@ -49,8 +49,8 @@ std::vector<Panel<T>> factored(DeviceTensors& on, const Matrix<double>& h, std::
 
 /// A layer with grids, solved.
 template <class T>
-Layer<T> solved(DeviceTensors& on, const std::vector<Panel<T>>& panels, const Matrix<double>& weights, std::int64_t group_size,
-                const SolveSettings& settings) {
+Layer<T> solved(DeviceTensors& on, const std::vector<Panel<T>>& panels, const Matrix<double>& weights,
+                std::int64_t group_size, const SolveSettings& settings) {
   std::vector<std::int32_t> group;
   std::vector<std::int32_t> member;
   const auto n = weights.cols;
@@ -147,8 +147,7 @@ TEST_P(SolveShapes, InSinglePrecisionHaveTheLossOfDoublePrecision) {
 
 /// The classic algorithm against panels: the processing order i is the factor order a = n − 1 − i.
 class SolveClassic : public ::testing::TestWithParam<std::tuple<int, bool, Device>> {};
-INSTANTIATE_TEST_SUITE_P(,
-                         SolveClassic,
+INSTANTIATE_TEST_SUITE_P(, SolveClassic,
                          ::testing::Combine(::testing::Values(2, 3, 4, 8), ::testing::Bool(),
                                             ::testing::ValuesIn(test::available_devices())),
                          [](const auto& info) {
@@ -192,8 +191,7 @@ class SolvePanel : public OnDevice {
   void add_norms(DeviceTensors& on, const ConstAnyView<2>& factor, std::int64_t first, const ConstAnyView<2>& delta,
                  const ConstTensorView<double, 1>& extra, const TensorView<double, 1>& norms) {
     on.backend->weighted_norms(
-        *on.stream,
-        {.factor = factor, .first = first, .delta = delta, .extra = extra, .norms = norms, .row_tile = 32});
+        *on.stream, {.factor = factor, .first = first, .delta = delta, .extra = extra, .norms = norms, .row_tile = 32});
   }
 };
 INSTANTIATE_TEST_SUITE_P(, SolvePanel, ::testing::ValuesIn(test::available_devices()), test::device_name);
