@@ -217,7 +217,7 @@ void measure_linears(Bench& bench, const Ceilings& ceilings) {
 /// Panels of a lower triangular matrix in factor order, in ascending order of columns.
 class Panels {
  public:
-  Panels(Bench& bench, std::int64_t n, std::int64_t width, DType dtype) : n_(n), dtype_(dtype) {
+  Panels(Bench& bench, std::int64_t n, std::int64_t width, DType dtype) : n_(n) {
     for (std::int64_t first = 0; first < n;) {
       const std::int64_t cols = first == 0 ? (n - 1) % width + 1 : width;
       first_.push_back(first);
@@ -232,7 +232,6 @@ class Panels {
 
  private:
   std::int64_t n_;
-  DType dtype_;
   std::vector<std::int64_t> first_;
   std::vector<DeviceMatrix> panels_;
 };

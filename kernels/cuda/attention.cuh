@@ -71,13 +71,13 @@ struct AttentionProblem {
         sample_heads(args.q.rows() / args.tokens_per_sample * args.heads),
         tiles(static_cast<int>(divide_up(args.tokens_per_sample, tile_queries))) {
     const std::int64_t bytes = 2 * args.tokens_per_sample * args.head_dim * size_of(args.k.dtype);  // of a kv head
-    const std::int64_t kv_heads = std::max<std::int64_t>(1, cached_bytes / bytes);
+    const std::int64_t kv_heads = std::min(std::max<std::int64_t>(1, cached_bytes / bytes), sample_heads);
     section_heads = std::min(kv_heads * heads_a_kv_head, sample_heads);
   }
   __host__ __device__ std::int64_t pieces() const { return sample_heads * tiles; }
 
-  /// A piece of the work: a head's tile of queries. Pieces are taken in order of their index: section after section, and
-  /// in each of them the last queries first, which see most keys.
+  /// A piece of the work: a head's tile of queries. Pieces are taken in order of their index: section after section,
+  /// and in each of them the last queries first, which see most keys.
   struct Piece {
     std::int64_t row;  // of the sample's first token
     int head;

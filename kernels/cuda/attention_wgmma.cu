@@ -18,10 +18,10 @@ struct Shape {
   static constexpr int tile_queries = 64 * groups;
   static constexpr int tile_keys = 128;
   static constexpr int threads = (groups + 1) * hopper::group_threads;
-  static constexpr int computing_registers = 232;  // setmaxnreg
-  static constexpr int loading_registers = 40;
-  static constexpr int scores = tile_keys / 2;  // a thread has, of 64 rows
-  static constexpr int sums = width / 2;
+  static constexpr int computing_registers [[maybe_unused]] = 232;  // setmaxnreg
+  static constexpr int loading_registers [[maybe_unused]] = 40;
+  static constexpr int scores [[maybe_unused]] = tile_keys / 2;  // a thread has, of 64 rows
+  static constexpr int sums [[maybe_unused]] = width / 2;
 
   static constexpr int panel_columns = width % 64 == 0 ? 64 : width % 32 == 0 ? 32 : 16;
   static constexpr int panels = width / panel_columns;
@@ -137,8 +137,8 @@ __device__ void load(const AttentionProblem<T>& problem, const Maps& maps, unsig
                                int head, int token, int sample) {
     hopper::arrive_expecting(barrier, S::panels * panel_bytes);
     for (int panel = 0; panel < S::panels; ++panel) {
-      hopper::load_box(to + static_cast<std::uint32_t>(panel * panel_bytes), map, barrier,
-                       panel * S::panel_columns, head, token, sample);
+      hopper::load_box(to + static_cast<std::uint32_t>(panel * panel_bytes), map, barrier, panel * S::panel_columns,
+                       head, token, sample);
     }
   };
   Ring<S::stages> ring;

@@ -43,15 +43,13 @@ CUtensorMap tensor_map(DType dtype, const void* data, const std::array<std::int6
   std::copy(box.begin(), box.end(), boxes.begin());
   every.fill(1);
   CUtensorMap map{};
-  const auto status =
-      encode(&map, dtype == DType::f16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, rank,
-             const_cast<void*>(data), sizes.data(), steps.data(), boxes.data(), every.data(),
-             CU_TENSOR_MAP_INTERLEAVE_NONE,
-             panel_columns == 64   ? CU_TENSOR_MAP_SWIZZLE_128B
-             : panel_columns == 32 ? CU_TENSOR_MAP_SWIZZLE_64B
-                                   : CU_TENSOR_MAP_SWIZZLE_32B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const auto status = encode(
+      &map, dtype == DType::f16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, rank,
+      const_cast<void*>(data), sizes.data(), steps.data(), boxes.data(), every.data(), CU_TENSOR_MAP_INTERLEAVE_NONE,
+      panel_columns == 64   ? CU_TENSOR_MAP_SWIZZLE_128B
+      : panel_columns == 32 ? CU_TENSOR_MAP_SWIZZLE_64B
+                            : CU_TENSOR_MAP_SWIZZLE_32B,
+      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   require(status == CUDA_SUCCESS,
           fmt::format("CUDA, describing a tensor {}, innermost extent first, with strides of {} bytes: error {}",
                       to_string(extents), to_string(strides), static_cast<int>(status)));
@@ -172,14 +170,13 @@ struct Factor {
 };
 
 // The instruction names each register of its sums.
-#define GPTQD_NAMES_32                                                                                         \
+#define GPTQD_NAMES_32                                                                                        \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, " \
   "%23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define GPTQD_NAMES_40 GPTQD_NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39"
 #define GPTQD_NAMES_48 GPTQD_NAMES_40 ", %40, %41, %42, %43, %44, %45, %46, %47"
-#define GPTQD_NAMES_64                                                                                        \
-  GPTQD_NAMES_48 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define GPTQD_SUMS_8(i)                                                                                          \
+#define GPTQD_NAMES_64 GPTQD_NAMES_48 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define GPTQD_SUMS_8(i)                                                                                         \
   "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3]), "+f"(sums[i + 4]), "+f"(sums[i + 5]), \
       "+f"(sums[i + 6]), "+f"(sums[i + 7])
 #define GPTQD_SUMS_32 GPTQD_SUMS_8(0), GPTQD_SUMS_8(8), GPTQD_SUMS_8(16), GPTQD_SUMS_8(24)
@@ -187,17 +184,16 @@ struct Factor {
 #define GPTQD_SUMS_48 GPTQD_SUMS_40, GPTQD_SUMS_8(40)
 #define GPTQD_SUMS_64 GPTQD_SUMS_48, GPTQD_SUMS_8(48), GPTQD_SUMS_8(56)
 /// sums (+)= a · b, both in shared memory, terms in columns. `a_name`, `b_name` and `add_name` number the operands.
-#define GPTQD_MULTIPLY_SHARED(type, columns, count, a_name, b_name, add_name)                                  \
+#define GPTQD_MULTIPLY_SHARED(type, columns, count, a_name, b_name, add_name)                                     \
   asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " add_name ", 0;\nwgmma.mma_async.sync.aligned.m64n" columns \
-               "k16.f32." type "." type " {" GPTQD_NAMES_##count "}, " a_name ", " b_name                        \
-               ", add, 1, 1, 0, 0;\n}"                                                                         \
-               : GPTQD_SUMS_##count                                                                            \
+               "k16.f32." type "." type " {" GPTQD_NAMES_##count "}, " a_name ", " b_name ", add, 1, 1, 0, 0;\n}" \
+               : GPTQD_SUMS_##count                                                                               \
                : "l"(a.bits), "l"(b.bits), "n"(add ? 1 : 0))
 /// sums += a · b, a in registers, the terms of b in rows.
-#define GPTQD_MULTIPLY_REGISTERS(type, columns, count, a0, a1, a2, a3, b_name)                           \
+#define GPTQD_MULTIPLY_REGISTERS(type, columns, count, a0, a1, a2, a3, b_name)                               \
   asm volatile("wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type " {" GPTQD_NAMES_##count \
-               "}, {" a0 ", " a1 ", " a2 ", " a3 "}, " b_name ", 1, 1, 1, 1;"                            \
-               : GPTQD_SUMS_##count                                                                      \
+               "}, {" a0 ", " a1 ", " a2 ", " a3 "}, " b_name ", 1, 1, 1, 1;"                                \
+               : GPTQD_SUMS_##count                                                                          \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b.bits))
 
 /// sums [64, 128] <- a [64, 16] · b [128, 16]ᵀ, or with `add` sums + that. T is __half or __nv_bfloat16.

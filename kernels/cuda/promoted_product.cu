@@ -216,23 +216,9 @@ __device__ std::uint64_t matrix_descriptor(std::uint32_t address) {
   return ((address & 0x3ffff) >> 4) | next_atom << 16 | next_terms << 32 | swizzle_128 << 62;
 }
 
-/// Groups take turns at the tensor cores, so that one adds up its sums while the others multiply: the barrier at which
-/// group `group` waits for its turn, and the group before it says that it has come.
-constexpr int turn_threads = 2 * group_threads;
-__device__ void wait_for_turn(int group) {
-  asm volatile("bar.sync %0, %1;" ::"r"(1 + group), "n"(turn_threads) : "memory");
-}
-__device__ void give_turn_to(int group) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(1 + group), "n"(turn_threads) : "memory");
-}
-
 __device__ void begin_multiplying() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-/// Waits until at most `pending` groups of products are under way.
-template <int pending>
-__device__ void wait_for_products() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
-}
+__device__ void wait_for_products() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
 __device__ void keep(float (&d)[sums_of_a_thread]) {
 #pragma unroll
   for (int i = 0; i < sums_of_a_thread; ++i) {
@@ -344,9 +330,6 @@ __device__ void multiply_stages(const Problem& problem, Work work, std::uint32_t
                                 std::uint32_t block, int group) {
   const int thread = static_cast<int>(threadIdx.x) % group_threads;
   Ring ring;
-  if (group == groups - 1) {
-    give_turn_to(0);
-  }
   while (work.next()) {
     float sums[sums_of_a_thread] = {};
     for (int stage = work.begin; stage < work.end; ++stage) {
@@ -355,22 +338,14 @@ __device__ void multiply_stages(const Problem& problem, Work work, std::uint32_t
       const std::uint32_t from = memory + ring.stage * stage_bytes;
       const std::uint64_t a = matrix_descriptor(from + group * atom_bytes);
       const std::uint64_t b = matrix_descriptor(from + left_atoms * atom_bytes);
-      wait_for_turn(group);
       keep(products);
       begin_multiplying();
-      constexpr int steps = stage_terms / 16;
 #pragma unroll
-      for (int k = 0; k < steps; ++k) {
+      for (int k = 0; k < stage_terms / 16; ++k) {
         multiply<T>(products, a + k * (2048 >> 4), b + k * (2048 >> 4), k > 0);
-        if (k == steps / 2 - 1) {
-          commit_products();
-        }
       }
       commit_products();
-      // The next group begins while the second half is under way.
-      wait_for_products<1>();
-      give_turn_to((group + 1) % groups);
-      wait_for_products<0>();
+      wait_for_products();
       keep(products);
       if (thread % 32 < cluster_blocks) {
         arrive_at_block(barriers.empty(ring.stage), thread % 32);
@@ -391,9 +366,6 @@ __device__ void multiply_stages(const Problem& problem, Work work, std::uint32_t
         part[q * group_threads + thread] = quad;
       }
     }
-  }
-  if (group == 0) {
-    wait_for_turn(0);  // the last one given
   }
 }
 
