@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole test suite, as CI runs it: installs what is missing, builds everything with warnings as errors, fuzzes the
-# readers of untrusted files, builds the CUDA program where nvcc is, and runs the tests. Ends with
+# readers of untrusted files, compiles the CUDA code where nvcc is, and runs the tests. Ends with
 # ctest's summary; anything that fails gives an exit status other than 0.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -41,7 +41,7 @@ fi
 
 say "CUDA"
 if command -v nvcc >/dev/null; then
-  build cuda -DGPTQD_WERROR=ON -DGPTQD_TESTS=OFF -DCMAKE_CUDA_ARCHITECTURES=90a-real gptq-dist
+  build cuda -DGPTQD_WERROR=ON -DGPTQD_TESTS=OFF -DCMAKE_CUDA_ARCHITECTURES=90a-real gptqd_kernels gptqd_comm
 else
   echo "skipped: no nvcc on PATH"
 fi

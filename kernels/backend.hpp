@@ -37,6 +37,7 @@ namespace gptqd {
 struct PieceSizes {
   std::int64_t panel_columns = 0;  ///< of H's column panels
   std::int64_t row_tile = 0;       ///< rows of W that are solved together
+  std::int64_t gram_tokens = 0;    ///< rows of X that one gram_panel takes where they lie together; 0: a micro-batch
 };
 
 /// Where a backend's buffers lie: what decides how ranks exchange them.

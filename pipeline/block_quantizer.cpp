@@ -122,9 +122,15 @@ gptq::HessianInput BlockQuantizer::hessian_input(const BlockSpec& block, Phase p
   for (int leaf = leaves_.first; leaf < leaves_.end(); ++leaf) {
     input.leaves.push_back({.leaf = leaf, .chunks = {}});  // empty where there are fewer samples than leaves
   }
+  // Micro-batches of a leaf lie behind one another.
+  const std::int64_t most_rows = team_.backend.preferred_pieces().gram_tokens;
   for (const auto& batch : batches_) {
-    input.leaves[static_cast<std::size_t>(batch.leaf - leaves_.first)].chunks.push_back(
-        phase_input(block, phase, batch));
+    auto& chunks = input.leaves[static_cast<std::size_t>(batch.leaf - leaves_.first)].chunks;
+    if (!chunks.empty() && chunks.back().rows() + batch.rows <= most_rows) {
+      chunks.back().shape[0] += batch.rows;
+    } else {
+      chunks.push_back(phase_input(block, phase, batch));
+    }
   }
   input.find_non_finite = [this, &block, phase] { return find_non_finite(block, phase); };
   return input;
