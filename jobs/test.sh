@@ -8,12 +8,12 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 fuzzers=(safetensors_header config_json corpus npy_header pickle tokenizer_json)
 
 fuzz() { # TARGET SECONDS, its seeds in tests/fuzz/seeds/TARGET
-  local corpus=build/fuzz/corpus/$1 log=build/fuzz/$1.log
+  local corpus=build/fuzz/inputs/$1 log=build/fuzz/$1.log
   mkdir -p "$corpus"
   if ! (cd "$corpus/.." && UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 "$OLDPWD/build/fuzz/$1" -max_total_time="$2" -timeout=10 \
     -print_final_stats=1 "$1" "$OLDPWD/tests/fuzz/seeds/$1") >"$log" 2>&1; then
     tail -n 60 "$log" >&2
-    echo "$1: the fuzzer found an input that fails; it lies in build/fuzz/corpus" >&2
+    echo "$1: the fuzzer found an input that fails; it lies in build/fuzz/inputs" >&2
     return 1
   fi
   printf '%s: %s\n' "$1" "$(grep -E '^Done' "$log")"
