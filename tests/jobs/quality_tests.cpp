@@ -102,17 +102,14 @@ TEST_P(OwnChoices, BeatThePublishedOnesInTheSameFormat) {
   EXPECT_LT(evaluate(folder / "out", 128).at("perplexity").get<double>(), reference.perplexity);
 }
 
-std::vector<ReferenceCase> formats_of_the_defaults() {
-  std::vector<ReferenceCase> cases;
-  for (const char* model : {"opt-7m", "bloom-7m", "llama-7m"}) {
-    for (const char* configuration : {"w4-g128-sym", "w3-g128-asym", "w2-g128-asym"}) {
-      cases.push_back({.model = model, .configuration = configuration});
-    }
-  }
-  return cases;
-}
+/// Every width on one model, one width on each of the others: docs/results.md has all of them.
+const std::vector<ReferenceCase> formats_of_the_defaults{{.model = "opt-7m", .configuration = "w4-g128-sym"},
+                                                         {.model = "opt-7m", .configuration = "w3-g128-asym"},
+                                                         {.model = "opt-7m", .configuration = "w2-g128-asym"},
+                                                         {.model = "bloom-7m", .configuration = "w3-g128-asym"},
+                                                         {.model = "llama-7m", .configuration = "w4-g128-sym"}};
 
-INSTANTIATE_TEST_SUITE_P(All, OwnChoices, ::testing::ValuesIn(formats_of_the_defaults()), test_name);
+INSTANTIATE_TEST_SUITE_P(All, OwnChoices, ::testing::ValuesIn(formats_of_the_defaults), test_name);
 
 }  // namespace
 }  // namespace gptqd::jobs::test
