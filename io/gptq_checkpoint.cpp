@@ -31,33 +31,20 @@ constexpr std::array companion_files{
     "generation_config.json", "tokenizer.json",          "tokenizer_config.json", "vocab.json", "merges.txt",
     "tokenizer.model",        "special_tokens_map.json", "added_tokens.json"};
 
+/// @throws Error (input) where the module is left unquantized, or has settings that we cannot read
+GptqLayerSettings checked_settings(const GptqDynamic& dynamic, const GptqLayerSettings& base,
+                                   const std::string& module);
+
 /// What the artifact's format needs to know of quantization_config.
 struct FormatSettings {
-  int bits = 0;
-  std::int64_t group_size = -1;
-  bool sym = true;
-  bool desc_act = false;
+  GptqLayerSettings base;  ///< of the modules that `dynamic` does not name
+  GptqDynamic dynamic;
   ZeroFormat zeros = ZeroFormat::v1;
+
+  GptqLayerSettings of(const std::string& module) const { return checked_settings(dynamic, base, module); }
 };
 
-/// Reads quantization_config, ours or another tool's. Older tools write `format` or nothing for v1.
-FormatSettings read_settings(const nlohmann::json& config, const std::string& where) {
-  const auto method = get<std::string>(config, "quant_method", where);
-  if (method != "gptq") {
-    throw Error(ErrorKind::input, fmt::format("{}: quant_method is \"{}\", expected \"gptq\"", where, method));
-  }
-  FormatSettings settings;
-  settings.bits = get<int>(config, "bits", where);
-  settings.group_size = get_or<std::int64_t>(config, "group_size", -1, where);
-  settings.sym = get_or<bool>(config, "sym", true, where);
-  settings.desc_act = get_or<bool>(config, "desc_act", false, where);
-  const auto format =
-      get_or<std::string>(config, "checkpoint_format", get_or<std::string>(config, "format", "gptq", where), where);
-  if (format != "gptq" && format != "gptq_v2") {
-    throw Error(ErrorKind::input,
-                fmt::format("{}: checkpoint_format is \"{}\"; known are \"gptq\" and \"gptq_v2\"", where, format));
-  }
-  settings.zeros = format == "gptq" ? ZeroFormat::v1 : ZeroFormat::v2;
+void check_settings(const GptqLayerSettings& settings, const std::string& where) {
   // A shape that fits every width leaves the width as the only possible obstacle.
   if (const auto obstacle = format_obstacle(32, 32, settings.bits, -1)) {
     throw Error(ErrorKind::input, fmt::format("{}: {}", where, *obstacle));
@@ -66,12 +53,44 @@ FormatSettings read_settings(const nlohmann::json& config, const std::string& wh
     throw Error(ErrorKind::input, fmt::format("{}: group_size is {}, expected a positive number, or -1 for one group",
                                               where, settings.group_size));
   }
+}
+
+GptqLayerSettings checked_settings(const GptqDynamic& dynamic, const GptqLayerSettings& base,
+                                   const std::string& module) {
+  const auto settings = dynamic.apply(base, module);
+  if (!settings) {
+    throw Error(ErrorKind::input,
+                fmt::format("{}: it is quantized, but quantization_config's dynamic says it is not", module));
+  }
+  check_settings(*settings, fmt::format("{}: quantization_config's dynamic", module));
+  return *settings;
+}
+
+/// Reads quantization_config, ours or another tool's. Older tools write `format` or nothing for v1.
+FormatSettings read_settings(const nlohmann::json& config, const std::string& where) {
+  const auto method = get<std::string>(config, "quant_method", where);
+  if (method != "gptq") {
+    throw Error(ErrorKind::input, fmt::format("{}: quant_method is \"{}\", expected \"gptq\"", where, method));
+  }
+  FormatSettings settings;
+  settings.base = {.bits = get<int>(config, "bits", where),
+                   .group_size = get_or<std::int64_t>(config, "group_size", -1, where),
+                   .sym = get_or<bool>(config, "sym", true, where),
+                   .desc_act = get_or<bool>(config, "desc_act", false, where)};
+  const auto format =
+      get_or<std::string>(config, "checkpoint_format", get_or<std::string>(config, "format", "gptq", where), where);
+  if (format != "gptq" && format != "gptq_v2") {
+    throw Error(ErrorKind::input,
+                fmt::format("{}: checkpoint_format is \"{}\"; known are \"gptq\" and \"gptq_v2\"", where, format));
+  }
+  settings.zeros = format == "gptq" ? ZeroFormat::v1 : ZeroFormat::v2;
+  check_settings(settings.base, where);
   return settings;
 }
 
 /// The four tensors that replace X.weight of a layer [rows, cols].
 std::vector<TensorDeclaration> quantized_tensors(const std::string& name, std::int64_t rows, std::int64_t cols,
-                                                 const FormatSettings& settings) {
+                                                 const GptqLayerSettings& settings) {
   const std::int64_t groups = settings.group_size == -1 ? 1 : cols / settings.group_size;
   return {{name + ".qweight", DType::i32, {cols * settings.bits / 32, rows}},
           {name + ".qzeros", DType::i32, {groups, rows * settings.bits / 32}},
@@ -117,7 +136,7 @@ int alignment_class(const TensorInfo& tensor) {
 }
 
 std::vector<TensorDeclaration> plan_layer(const TensorInfo& weight, const std::string& module,
-                                          const FormatSettings& settings) {
+                                          const GptqLayerSettings& settings) {
   if (weight.shape.size() != 2) {
     throw Error(ErrorKind::input,
                 fmt::format("{}: expected a matrix, got {} dimensions", weight.name, weight.shape.size()));
@@ -157,7 +176,7 @@ Plan make_plan(const ArtifactRequest& request, const FormatSettings& settings) {
     if (const auto quantized = block_of_weight.find(name); quantized != block_of_weight.end()) {
       tensor.block = quantized->second;
       tensor.module = name.substr(0, name.size() - weight_suffix.size());
-      tensor.output = plan_layer(*tensor.source, tensor.module, settings);
+      tensor.output = plan_layer(*tensor.source, tensor.module, settings.of(tensor.module));
     } else {
       tensor.block = block_of(name);
       tensor.output = {{name, tensor.source->dtype, tensor.source->shape}};
@@ -289,13 +308,14 @@ class BlockContent {
       throw Error(ErrorKind::input, fmt::format("{}: quantized as [{}, {}], but the source's weight is [{}, {}]",
                                                 found->name, found->rows, found->cols, shape[0], shape[1]));
     }
-    if (found->bits != settings_.bits || found->group_size != settings_.group_size || found->sym != settings_.sym) {
+    const auto expected = settings_.of(found->name);
+    if (found->bits != expected.bits || found->group_size != expected.group_size || found->sym != expected.sym) {
       throw Error(
           ErrorKind::input,
           fmt::format("{}: has {} bits, group size {}, sym {}; quantization_config says {}, {}, {}", found->name,
-                      found->bits, found->group_size, found->sym, settings_.bits, settings_.group_size, settings_.sym));
+                      found->bits, found->group_size, found->sym, expected.bits, expected.group_size, expected.sym));
     }
-    if (!settings_.desc_act && !is_trivial_g_idx(found->g_idx, found->group_size)) {
+    if (!expected.desc_act && !is_trivial_g_idx(found->g_idx, found->group_size)) {
       throw Error(ErrorKind::input,
                   fmt::format("{}: its g_idx is reordered, but quantization_config says desc_act false: engines "
                               "would ignore it",
@@ -306,7 +326,7 @@ class BlockContent {
 
  private:
   BlockShard shard_;
-  FormatSettings settings_;
+  const FormatSettings& settings_;
 };
 
 void append_layer(WeightFiles& files, const PackedLinear& layer, ZeroFormat format) {
@@ -422,13 +442,21 @@ FormatSettings check_request(const ArtifactRequest& request) {
           "artifact: the request lacks its source or read_block");
   require(request.max_shard_bytes > 0,
           fmt::format("artifact: max_shard_bytes is {}, expected a positive number", request.max_shard_bytes));
-  const FormatSettings settings = read_settings(request.quantization_config, "quantization_config");
+  FormatSettings settings = read_settings(request.quantization_config, "quantization_config");
+  if (request.quantization_config.contains("dynamic")) {
+    settings.dynamic = GptqDynamic(request.quantization_config.at("dynamic"), "quantization_config");
+  }
   require((settings.zeros == ZeroFormat::v1) == request.v1,
           "artifact: quantization_config's checkpoint_format contradicts v1");
-  if (request.v1 && !settings.sym) {
-    throw Error(ErrorKind::usage,
-                "the format \"gptq\" cannot hold asymmetric zeros safely (a zero of 0 wraps, and readers disagree); "
-                "choose \"gptq_v2\" or \"compressed-tensors\"");
+  for (const auto& modules : request.block_linears) {
+    for (const auto& module : modules) {
+      if (request.v1 && !settings.of(module).sym) {
+        throw Error(ErrorKind::usage,
+                    fmt::format("{}: the format \"gptq\" cannot hold asymmetric zeros safely (a zero of 0 wraps, and "
+                                "readers disagree); choose \"gptq_v2\" or \"compressed-tensors\"",
+                                module));
+      }
+    }
   }
   return settings;
 }
@@ -479,10 +507,11 @@ GptqArtifact GptqArtifact::open(const fs::path& folder) {
   GptqArtifact artifact;
   artifact.settings_ = get<nlohmann::json>(read_json(path, max_config_bytes), "quantization_config", where);
   const FormatSettings settings = read_settings(artifact.settings_, where + ": quantization_config");
-  artifact.bits_ = settings.bits;
-  artifact.group_size_ = settings.group_size;
-  artifact.sym_ = settings.sym;
-  artifact.desc_act_ = settings.desc_act;
+  artifact.base_ = settings.base;
+  if (artifact.settings_.contains("dynamic")) {
+    // In the file's order: the first pattern that matches decides.
+    artifact.dynamic_ = GptqDynamic(read_ordered_json(path, max_config_bytes)["quantization_config"]["dynamic"], where);
+  }
   artifact.zero_format_ = settings.zeros;
   artifact.tensors_ = CheckpointReader::open(folder);
   return artifact;
@@ -501,6 +530,10 @@ std::vector<std::string> GptqArtifact::linear_names() const {
     }
   }
   return result;
+}
+
+std::optional<GptqLayerSettings> GptqArtifact::layer_settings(const std::string& name) const {
+  return dynamic_.apply(base_, name);
 }
 
 namespace {
@@ -527,29 +560,29 @@ PackedLinear GptqArtifact::read_linear(const std::string& name) const {
     throw Error(ErrorKind::input, fmt::format("{}: {} with {} dimensions, expected I32 with 2", qweight.name,
                                               name_of(qweight.dtype), qweight.shape.size()));
   }
+  const auto settings = checked_settings(dynamic_, base_, name);
   PackedLinear linear;
   linear.name = name;
-  linear.bits = bits_;
-  linear.group_size = group_size_;
-  linear.sym = sym_;
+  linear.bits = settings.bits;
+  linear.group_size = settings.group_size;
+  linear.sym = settings.sym;
   linear.rows = qweight.shape[1];
-  linear.cols = qweight.shape[0] <= std::numeric_limits<std::int32_t>::max() ? qweight.shape[0] * 32 / bits_ : 0;
-  if (const auto obstacle = format_obstacle(linear.rows, linear.cols, bits_, group_size_)) {
+  linear.cols = qweight.shape[0] <= std::numeric_limits<std::int32_t>::max() ? qweight.shape[0] * 32 / linear.bits : 0;
+  if (const auto obstacle = format_obstacle(linear.rows, linear.cols, linear.bits, linear.group_size)) {
     throw Error(ErrorKind::input, fmt::format("{}: {}", name, *obstacle));
   }
-  const auto expected = quantized_tensors(
-      name, linear.rows, linear.cols,
-      {.bits = bits_, .group_size = group_size_, .sym = sym_, .desc_act = desc_act_, .zeros = zero_format_});
+  const auto expected = quantized_tensors(name, linear.rows, linear.cols, settings);
   linear.qweight = read_elements<std::uint32_t>(*tensors_, expected[0]);
   linear.zeros = unpack_qzeros(read_elements<std::uint32_t>(*tensors_, expected[1]), linear.groups(), linear.rows,
-                               bits_, zero_format_);
+                               linear.bits, zero_format_);
   linear.scales = read_elements<Half>(*tensors_, expected[2]);
-  if (desc_act_ || tensors_->find(expected[3].name) != nullptr) {
+  if (settings.desc_act || tensors_->find(expected[3].name) != nullptr) {
     linear.g_idx = read_elements<std::int32_t>(*tensors_, expected[3]);
   } else {
     linear.g_idx.resize(static_cast<std::size_t>(linear.cols));
     for (std::int64_t k = 0; k < linear.cols; ++k) {
-      linear.g_idx[static_cast<std::size_t>(k)] = static_cast<std::int32_t>(group_size_ == -1 ? 0 : k / group_size_);
+      linear.g_idx[static_cast<std::size_t>(k)] =
+          static_cast<std::int32_t>(linear.group_size == -1 ? 0 : k / linear.group_size);
     }
   }
   validate(linear);

@@ -5,11 +5,13 @@
 #include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "io/checkpoint_reader.hpp"
+#include "io/gptq_dynamic.hpp"
 #include "io/packed_linear.hpp"
 #include "io/shard_store.hpp"
 
@@ -19,7 +21,8 @@ struct ArtifactRequest {
   const CheckpointReader* source = nullptr;
   std::filesystem::path source_folder;  ///< config.json, tokenizer files and the like are taken from here
   std::filesystem::path out;            ///< must not exist, or be an empty folder
-  /// What config.json gains: quant_method, bits, group_size, desc_act, sym, checkpoint_format, ...
+  /// What config.json gains: quant_method, bits, group_size, desc_act, sym, checkpoint_format, ... Its "dynamic"
+  /// holds for the modules that it names.
   nlohmann::json quantization_config;
   bool v1 = true;  ///< zeros stored as z − 1 ("gptq"); false: as z ("gptq_v2")
   /// Per block the quantized modules, named as in the source without ".weight".
@@ -59,10 +62,11 @@ class GptqArtifact {
   /// @throws Error (input) when it is not a GPTQ checkpoint or has settings that we cannot read
   static GptqArtifact open(const std::filesystem::path& folder);
 
-  int bits() const { return bits_; }
-  std::int64_t group_size() const { return group_size_; }
-  bool sym() const { return sym_; }
-  bool desc_act() const { return desc_act_; }
+  /// Of the modules that "dynamic" does not name.
+  int bits() const { return base_.bits; }
+  std::int64_t group_size() const { return base_.group_size; }
+  bool sym() const { return base_.sym; }
+  bool desc_act() const { return base_.desc_act; }
   ZeroFormat zero_format() const { return zero_format_; }
   /// The whole quantization_config.
   const nlohmann::json& settings() const { return settings_; }
@@ -70,6 +74,8 @@ class GptqArtifact {
 
   /// True when the module has a `qweight`.
   bool has_linear(std::string_view name) const;
+  /// The module's settings: the checkpoint's, or what its "dynamic" says; nullopt where that leaves it unquantized.
+  std::optional<GptqLayerSettings> layer_settings(const std::string& name) const;
   /// All modules with a `qweight`, in file order.
   std::vector<std::string> linear_names() const;
   /// The module with its zeros decoded; `record` is null. A file without g_idx has the trivial one.
@@ -81,10 +87,8 @@ class GptqArtifact {
 
   std::unique_ptr<CheckpointReader> tensors_;
   nlohmann::json settings_;
-  int bits_ = 0;
-  std::int64_t group_size_ = -1;
-  bool sym_ = true;
-  bool desc_act_ = false;
+  GptqLayerSettings base_;
+  GptqDynamic dynamic_;
   ZeroFormat zero_format_ = ZeroFormat::v1;
 };
 

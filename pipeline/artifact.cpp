@@ -1,45 +1,82 @@
 #include "pipeline/artifact.hpp"
 
+#include <algorithm>
+
 #include "pipeline/fingerprint.hpp"
+#include "pipeline/layer_specs.hpp"
 #include "version.hpp"
 
 namespace gptqd::pipeline {
 
-nlohmann::json quantization_config(const nlohmann::json& fingerprint, const ModelSpec& model) {
-  const auto& spec = fingerprint.at("spec");
-  const bool symmetric = spec.at("symmetric");
-  const bool dynamic = spec.at("act_order") == "dynamic";
+namespace {
+
+/// The modules of a block by the phase that they belong to, without the block's prefix; those that are quantized in
+/// some block.
+nlohmann::json module_groups(const nlohmann::json& fingerprint, const ModelSpec& model) {
   nlohmann::json groups = nlohmann::json::array();
-  const auto& block = model.blocks.front();
   for (const Phase phase : phases) {
     nlohmann::json names = nlohmann::json::array();
-    for (const auto& linear : block.group(phase)) {
-      names.push_back(linear.module.substr(block.prefix.size()));
+    for (const auto& block : model.blocks) {
+      for (const auto& linear : block.group(phase)) {
+        const std::string name = linear.module.substr(block.prefix.size());
+        if (layer_format(fingerprint, linear.module) && std::find(names.begin(), names.end(), name) == names.end()) {
+          names.push_back(name);
+        }
+      }
     }
-    groups.push_back(std::move(names));
+    if (!names.empty()) {
+      groups.push_back(std::move(names));
+    }
   }
-  return {{"quant_method", "gptq"},
-          {"bits", spec.at("bits")},
-          {"group_size", spec.at("group_size")},
-          {"desc_act", dynamic},
-          {"sym", symmetric},
-          {"lm_head", false},
-          {"checkpoint_format", symmetric ? "gptq" : "gptq_v2"},
-          {"pack_dtype", "int32"},
-          {"true_sequential", fingerprint.at("true_sequential")},
-          {"static_groups", spec.at("act_order") == "static"},
-          {"damp_percent", spec.at("damping")},
-          {"modules_in_block_to_quantize", std::move(groups)},
-          {"meta",
-           {{"quantizer", {fmt::format("gptq-dist:{}", version)}}, {"fingerprint", fingerprint_hash(fingerprint)}}}};
+  return groups;
 }
 
-std::vector<std::vector<std::string>> quantized_modules(const ModelSpec& model) {
+/// Whether no quantized linear has a zero point of its own.
+bool all_symmetric(const nlohmann::json& fingerprint, const ModelSpec& model) {
+  for (const auto& block : model.blocks) {
+    for (const auto& linear : block.linears()) {
+      const auto format = layer_format(fingerprint, linear.module);
+      if (format && !format->symmetric) {
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+nlohmann::json quantization_config(const nlohmann::json& fingerprint, const ModelSpec& model) {
+  const auto& spec = fingerprint.at("spec");
+  nlohmann::json config = {
+      {"quant_method", "gptq"},
+      {"bits", spec.at("bits")},
+      {"group_size", spec.at("group_size")},
+      {"desc_act", spec.at("act_order") == "dynamic"},
+      {"sym", spec.at("symmetric")},
+      {"lm_head", false},
+      {"checkpoint_format", all_symmetric(fingerprint, model) ? "gptq" : "gptq_v2"},
+      {"pack_dtype", "int32"},
+      {"true_sequential", fingerprint.at("true_sequential")},
+      {"static_groups", spec.at("act_order") == "static"},
+      {"damp_percent", spec.at("damping")},
+      {"modules_in_block_to_quantize", module_groups(fingerprint, model)},
+      {"meta",
+       {{"quantizer", {fmt::format("gptq-dist:{}", version)}}, {"fingerprint", fingerprint_hash(fingerprint)}}}};
+  if (auto dynamic = gptq_dynamic(fingerprint, model); !dynamic.empty()) {
+    config["dynamic"] = std::move(dynamic);
+  }
+  return config;
+}
+
+std::vector<std::vector<std::string>> quantized_modules(const nlohmann::json& fingerprint, const ModelSpec& model) {
   std::vector<std::vector<std::string>> modules;
   for (const auto& block : model.blocks) {
     auto& names = modules.emplace_back();
     for (const auto& linear : block.linears()) {
-      names.push_back(linear.module);
+      if (layer_format(fingerprint, linear.module)) {
+        names.push_back(linear.module);
+      }
     }
   }
   return modules;
@@ -50,12 +87,14 @@ io::ArtifactSummary write_artifact(const io::ShardStore& store, const nlohmann::
                                    const std::filesystem::path& out, std::int64_t max_shard_bytes,
                                    const std::function<void(const io::BlockShard&)>& seen) {
   const std::string hash = fingerprint_hash(fingerprint);
+  auto config = quantization_config(fingerprint, model);
+  const bool v1 = config.at("checkpoint_format") == "gptq";
   return io::write_gptq_checkpoint({.source = &source,
                                     .source_folder = source.folder(),
                                     .out = out,
-                                    .quantization_config = quantization_config(fingerprint, model),
-                                    .v1 = fingerprint.at("spec").at("symmetric").get<bool>(),
-                                    .block_linears = quantized_modules(model),
+                                    .quantization_config = std::move(config),
+                                    .v1 = v1,
+                                    .block_linears = quantized_modules(fingerprint, model),
                                     .read_block =
                                         [&](std::int64_t block) {
                                           auto shard = read_shard(store, block, hash);

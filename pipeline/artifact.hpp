@@ -11,11 +11,11 @@
 namespace gptqd::pipeline {
 
 /// What config.json's quantization_config and quantize_config.json say (docs/formats.md).
-/// @param fingerprint  of the run; its spec decides bits, groups, symmetry, order
+/// @param fingerprint  of the run; its spec decides bits, groups, symmetry, order, its layers what differs from them
 nlohmann::json quantization_config(const nlohmann::json& fingerprint, const ModelSpec& model);
 
 /// Names of the quantized modules, block by block.
-std::vector<std::vector<std::string>> quantized_modules(const ModelSpec& model);
+std::vector<std::vector<std::string>> quantized_modules(const nlohmann::json& fingerprint, const ModelSpec& model);
 
 /// Streams the shards into the artifact at `out`.
 /// @param seen  called with each block's shard as it passes, for the report

@@ -2,11 +2,9 @@
 
 namespace gptqd::pipeline {
 
-BlockLoader::BlockLoader(BlockLoaderContext context, BlockPackedSource packed, int bits,
-                         std::function<int(std::int64_t)> owner)
+BlockLoader::BlockLoader(BlockLoaderContext context, BlockPackedSource packed, std::function<int(std::int64_t)> owner)
     : context_(context),
       packed_(std::move(packed)),
-      bits_(bits),
       owner_(std::move(owner)),
       copy_stream_(context.backend.create_stream()) {}
 
@@ -49,7 +47,7 @@ BlockWeights BlockLoader::load(std::int64_t block) {
   const Buffer raw = own.raw ? std::move(own.raw) : context_.backend.allocate(bytes);
   context_.communicator.broadcast(context_.stream, raw.data(), bytes, owner, what).wait();
   BlockWeights weights(context_.backend, context_.stream, context_.model.blocks[static_cast<std::size_t>(block)],
-                       layout, raw, context_.model.dtype, bits_);
+                       layout, raw, context_.model.dtype);
   context_.stream.synchronize();  // `raw` goes out of scope
   return weights;
 }

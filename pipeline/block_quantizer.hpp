@@ -8,12 +8,13 @@
 #include "io/corpus.hpp"
 #include "io/packed_linear.hpp"
 #include "pipeline/block_forward.hpp"
+#include "pipeline/layer_specs.hpp"
 #include "pipeline/plan.hpp"
 
 namespace gptqd::pipeline {
 
 struct BlockQuantizerSettings {
-  gptq::QuantSpec spec;
+  LayerSpecs layers;
   bool true_sequential = true;
 };
 
@@ -32,8 +33,8 @@ struct BlockResult {
   BlockSeconds seconds;
 };
 
-/// Whether the settings need calibration activations at all: round-to-nearest on the weights' own ranges does not.
-bool needs_calibration(const gptq::QuantSpec& spec);
+/// Whether any of the settings needs calibration activations: round-to-nearest on the weights' own ranges does not.
+bool needs_calibration(const LayerSpecs& layers);
 
 class BlockQuantizer {
  public:
@@ -47,8 +48,8 @@ class BlockQuantizer {
   void embed(const io::TokenWindows& windows, const io::CheckpointReader& tensors);
   /// Runs a block that is quantized already over the hidden states.
   void replay(const BlockSpec& block, const BlockWeights& weights);
-  /// Quantizes a block's linears phase by phase, then leaves the hidden states behind the quantized block. Collective
-  /// over the team.
+  /// Quantizes a block's linears phase by phase, all but those that stay as they are, then leaves the hidden states
+  /// behind the quantized block. Collective over the team.
   BlockResult quantize(const BlockSpec& block, BlockWeights& weights, const std::function<void(Phase)>& entering);
 
  private:

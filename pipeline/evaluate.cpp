@@ -201,7 +201,7 @@ class Evaluator {
          .progress = world_.progress(),
          .model = model,
          .tensors = model_.tensors()},
-        [&](std::int64_t) { return packed; }, artifact ? artifact->bits() : 0,
+        [&](std::int64_t) { return packed; },
         [&](std::int64_t block) { return static_cast<int>(block % world_.size()); });
     for (std::int64_t b = 0; b < std::ssize(model.blocks); ++b) {
       world_.set_activity(fmt::format("evaluating block {}", b));

@@ -31,12 +31,17 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-void check_format(const ModelSpec& model, const gptq::QuantSpec& spec) {
-  for (const auto& linear : model.blocks.front().linears()) {
-    if (const auto obstacle = io::format_obstacle(linear.rows, linear.cols, spec.bits, spec.group_size)) {
-      throw Error(ErrorKind::usage,
-                  fmt::format("{} [{}, {}] cannot be written at {} bits, group size {}: {}", linear.module, linear.rows,
-                              linear.cols, spec.bits, spec.group_size, *obstacle));
+void check_format(const ModelSpec& model, const LayerSpecs& layers) {
+  for (const auto& block : model.blocks) {
+    for (const auto& linear : block.linears()) {
+      const auto* spec = layers.find(linear.module);
+      const auto obstacle =
+          spec == nullptr ? std::nullopt : io::format_obstacle(linear.rows, linear.cols, spec->bits, spec->group_size);
+      if (obstacle) {
+        throw Error(ErrorKind::usage,
+                    fmt::format("{} [{}, {}] cannot be written at {} bits, group size {}: {}", linear.module,
+                                linear.rows, linear.cols, spec->bits, spec->group_size, *obstacle));
+      }
     }
   }
 }
@@ -50,20 +55,24 @@ nlohmann::json model_identity(const Source& source) {
 }
 
 nlohmann::json make_fingerprint(const Source& source, const Plan& plan, const QuantizeConfig& config,
-                                const gptq::QuantSpec& spec, const std::optional<io::TokenWindows>& windows,
+                                const LayerSpecs& layers, const std::optional<io::TokenWindows>& windows,
                                 const Backend& backend) {
   nlohmann::json calibration;
   if (windows) {
     calibration = {{"samples", windows->samples}, {"seqlen", windows->seqlen}, {"hash", windows->hash()}};
   }
-  return {{"format_version", 1},
-          {"model", model_identity(source)},
-          {"calibration", std::move(calibration)},
-          {"spec", gptq::to_json(spec)},
-          {"partition", plan.partition.to_json()},
-          {"micro_batch_samples", plan.micro_batch_samples},
-          {"true_sequential", config.true_sequential},
-          {"environment", {{"tool", version}, {"backend", backend.describe()}}}};
+  nlohmann::json fingerprint = {{"format_version", 1},
+                                {"model", model_identity(source)},
+                                {"calibration", std::move(calibration)},
+                                {"spec", gptq::to_json(layers.base())},
+                                {"partition", plan.partition.to_json()},
+                                {"micro_batch_samples", plan.micro_batch_samples},
+                                {"true_sequential", config.true_sequential},
+                                {"environment", {{"tool", version}, {"backend", backend.describe()}}}};
+  if (auto differing = layers.to_json(); !differing.empty()) {
+    fingerprint["layers"] = std::move(differing);
+  }
+  return fingerprint;
 }
 
 bool is_filled(const std::filesystem::path& path) {
@@ -149,12 +158,12 @@ double block_loss_ratio(const LayerTable& table) {
 /// A stage's way through its blocks.
 class StageRun {
  public:
-  StageRun(comm::World& world, Backend& backend, const QuantizeConfig& config, const gptq::QuantSpec& spec,
+  StageRun(comm::World& world, Backend& backend, const QuantizeConfig& config, const LayerSpecs& layers,
            const Source& source, const Plan& plan, const Found& found, const RunObserver& observer)
       : world_(world),
         backend_(backend),
         config_(config),
-        spec_(spec),
+        layers_(layers),
         source_(source),
         plan_(plan),
         found_(found),
@@ -167,7 +176,7 @@ class StageRun {
         store_(config.work),
         team_{.backend = backend, .stream = *stream_, .communicator = *communicator_, .group = grid_.replicas_group()},
         quantizer_(team_, source.model, plan, grid_.replica(),
-                   {.spec = spec, .true_sequential = config.true_sequential}),
+                   {.layers = layers, .true_sequential = config.true_sequential}),
         loader_(
             {.backend = backend,
              .stream = *stream_,
@@ -176,7 +185,7 @@ class StageRun {
              .progress = world.progress(),
              .model = source.model,
              .tensors = *source.tensors},
-            [this](std::int64_t block) { return finished_block(block); }, spec.bits,
+            [this](std::int64_t block) { return finished_block(block); },
             [this](std::int64_t block) { return plan_.owner_of(block); }) {
     const auto missing = std::find(found.valid.rbegin(), found.valid.rend(), 0);
     const auto behind_last_missing = std::distance(missing, found.valid.rend());
@@ -238,7 +247,7 @@ class StageRun {
   }
 
   void run_block(std::int64_t block) {
-    if (is_found(block) && !needs_calibration(spec_)) {
+    if (is_found(block) && !needs_calibration(layers_)) {
       return;
     }
     const auto start = Clock::now();
@@ -275,11 +284,12 @@ class StageRun {
     std::vector<FetchedLinear> fetched;
     nlohmann::json seconds = nlohmann::json::object();
     for (const auto& linear : result.linears) {
-      fetched.emplace_back(backend_, *stream_, linear, spec_);
+      fetched.emplace_back(backend_, *stream_, linear, *layers_.find(linear.name));
       seconds[linear.name] = linear.record.seconds;
     }
     stream_->synchronize();
-    io::BlockShard shard{.block = block, .fingerprint = hash_, .spec = gptq::to_json(spec_), .linears = {}, .run = {}};
+    io::BlockShard shard{
+        .block = block, .fingerprint = hash_, .spec = gptq::to_json(layers_.base()), .linears = {}, .run = {}};
     shard.run = {{"host", world_.host_name()},
                  {"ranks", world_.size()},
                  {"stages", plan_.grid.stages},
@@ -341,7 +351,7 @@ class StageRun {
   comm::World& world_;
   Backend& backend_;
   const QuantizeConfig& config_;
-  const gptq::QuantSpec& spec_;
+  const LayerSpecs& layers_;
   const Source& source_;
   const Plan& plan_;
   const Found& found_;
@@ -456,13 +466,15 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
   gptq::QuantSpec spec = config.spec;
   spec.scale_format = source.model.dtype == DType::bf16 ? ScaleFormat::bf16_and_f16 : ScaleFormat::f16;
   gptq::validate(spec);
-  check_format(source.model, spec);
+  auto layers = LayerSpecs::resolve(source.model, spec, config.layer_rules, config.choose_clip);
+  check_format(source.model, layers);
 
   std::optional<io::TokenWindows> windows;
-  if (needs_calibration(spec)) {
+  if (needs_calibration(layers)) {
     windows = calibration(world, source.model, config);
     if (spec.reference) {
       spec.dead_diagonal = static_cast<double>(windows->samples) / 2;  // 1 on the scale of 2/N XᵀX
+      layers = LayerSpecs::resolve(source.model, spec, config.layer_rules, config.choose_clip);
     }
   }
   const Plan plan = make_plan(source.model, {.ranks = world.size(),
@@ -479,7 +491,7 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
           plan.partition.leaves));
     }
   }
-  const auto wanted = make_fingerprint(source, plan, config, spec, windows, backend);
+  const auto wanted = make_fingerprint(source, plan, config, layers, windows, backend);
   const Found found = look_at_disk(world, config, source, wanted, observer);
   QuantizeSummary summary{.out = config.out,
                           .source_bytes = total_bytes(*source.tensors),
@@ -496,7 +508,7 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
   const auto blocks_start = Clock::now();
   double flops = 0;
   {
-    StageRun stage(world, backend, config, spec, source, plan, found, observer);
+    StageRun stage(world, backend, config, layers, source, plan, found, observer);
     stage.run(windows);
     const auto computed = world.group().all_gather(world.rank() % plan.grid.replicas == 0 ? stage.blocks_computed() : 0,
                                                    "blocks computed");

@@ -75,7 +75,7 @@ TEST(QuantizationConfig, ListsTheModulesOfABlockByTheirSharedInputs) {
 }
 
 TEST(QuantizedModules, AreTheLinearsOfEveryBlock) {
-  const auto modules = quantized_modules(opt_pre());
+  const auto modules = quantized_modules(fingerprint_of({}), opt_pre());
 
   ASSERT_EQ(modules.size(), 3u);
   EXPECT_THAT(modules[2], ::testing::ElementsAre(

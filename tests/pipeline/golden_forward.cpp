@@ -26,7 +26,7 @@ BlockWeights load_block(Backend& backend, Stream& stream, const io::CheckpointRe
   const auto host = read_host_block(tensors, block, {}, [] {});
   const Buffer raw = backend.allocate(std::ssize(host.data));
   backend.copy_to_device(stream, raw.data(), host.data.data(), raw.bytes());
-  BlockWeights weights(backend, stream, block, host.tensors, raw, model.dtype, 0);
+  BlockWeights weights(backend, stream, block, host.tensors, raw, model.dtype);
   stream.synchronize();
   return weights;
 }

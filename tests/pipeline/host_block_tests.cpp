@@ -176,7 +176,7 @@ TEST(HostBlock, APackedLinearTakesTheFloatWeightsPlaceAndBecomesItsDequantizedWe
     const auto stream = backend->create_stream();
     Buffer raw = backend->allocate(std::ssize(block.data));
     backend->copy_to_device(*stream, raw.data(), block.data.data(), raw.bytes());
-    const BlockWeights weights(*backend, *stream, spec, HostBlock::parse_layout(block.layout()), raw, DType::f16, 4);
+    const BlockWeights weights(*backend, *stream, spec, HostBlock::parse_layout(block.layout()), raw, DType::f16);
     stream->synchronize();
 
     const auto& linear = weights.linear(spec.mlp_in.front());
