@@ -8,5 +8,6 @@ int quantize_command(const Arguments& arguments);
 int merge_command(const Arguments& arguments);
 int eval_command(const Arguments& arguments);
 int tokenize_command(const Arguments& arguments);
+int verify_command(const Arguments& arguments);
 
 }  // namespace gptqd::jobs

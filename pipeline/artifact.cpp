@@ -19,7 +19,7 @@ nlohmann::json module_groups(const nlohmann::json& fingerprint, const ModelSpec&
     for (const auto& block : model.blocks) {
       for (const auto& linear : block.group(phase)) {
         const std::string name = linear.module.substr(block.prefix.size());
-        if (layer_format(fingerprint, linear.module) && std::find(names.begin(), names.end(), name) == names.end()) {
+        if (layer_settings(fingerprint, linear.module) && std::find(names.begin(), names.end(), name) == names.end()) {
           names.push_back(name);
         }
       }
@@ -35,8 +35,8 @@ nlohmann::json module_groups(const nlohmann::json& fingerprint, const ModelSpec&
 bool all_symmetric(const nlohmann::json& fingerprint, const ModelSpec& model) {
   for (const auto& block : model.blocks) {
     for (const auto& linear : block.linears()) {
-      const auto format = layer_format(fingerprint, linear.module);
-      if (format && !format->symmetric) {
+      const auto settings = layer_settings(fingerprint, linear.module);
+      if (settings && !settings->sym) {
         return false;
       }
     }
@@ -74,7 +74,7 @@ std::vector<std::vector<std::string>> quantized_modules(const nlohmann::json& fi
   for (const auto& block : model.blocks) {
     auto& names = modules.emplace_back();
     for (const auto& linear : block.linears()) {
-      if (layer_format(fingerprint, linear.module)) {
+      if (layer_settings(fingerprint, linear.module)) {
         names.push_back(linear.module);
       }
     }

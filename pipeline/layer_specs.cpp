@@ -114,8 +114,11 @@ std::string describe(const std::optional<gptq::QuantSpec>& spec) {
               : std::string("left as it is");
 }
 
-LayerFormat format_of(const nlohmann::json& spec) {
-  return {.bits = spec.at("bits"), .group_size = spec.at("group_size"), .symmetric = spec.at("symmetric")};
+io::LayerSettings settings_of(const nlohmann::json& spec) {
+  return {.bits = spec.at("bits"),
+          .group_size = spec.at("group_size"),
+          .sym = spec.at("symmetric"),
+          .reordered = spec.at("act_order") == "dynamic" && spec.at("group_size") != -1};
 }
 
 /// A regex that matches the text alone.
@@ -268,9 +271,9 @@ nlohmann::json LayerSpecs::to_json() const {
   return result;
 }
 
-LayerFormat base_format(const nlohmann::json& fingerprint) { return format_of(fingerprint.at("spec")); }
+io::LayerSettings base_settings(const nlohmann::json& fingerprint) { return settings_of(fingerprint.at("spec")); }
 
-std::optional<LayerFormat> layer_format(const nlohmann::json& fingerprint, const std::string& module) {
+std::optional<io::LayerSettings> layer_settings(const nlohmann::json& fingerprint, const std::string& module) {
   auto spec = fingerprint.at("spec");
   if (fingerprint.contains("layers") && fingerprint.at("layers").contains(module)) {
     const auto& differences = fingerprint.at("layers").at(module);
@@ -279,19 +282,19 @@ std::optional<LayerFormat> layer_format(const nlohmann::json& fingerprint, const
     }
     spec.update(differences);
   }
-  return format_of(spec);
+  return settings_of(spec);
 }
 
 nlohmann::json gptq_dynamic(const nlohmann::json& fingerprint, const ModelSpec& model) {
   // What is the same in several blocks, and what else is the same there, shares a pattern.
   struct Shared {
-    std::optional<LayerFormat> format;
+    std::optional<io::LayerSettings> settings;
     std::string container;  ///< "layers" of "model.layers.3."
     std::vector<std::string> modules;
     std::vector<std::string> blocks;
   };
   std::vector<Shared> patterns;
-  const LayerFormat base = base_format(fingerprint);
+  const io::LayerSettings base = base_settings(fingerprint);
   for (const auto& block : model.blocks) {
     const auto path = std::string_view(block.prefix).substr(0, block.prefix.size() - 1);
     const auto last_dot = path.rfind('.');
@@ -299,29 +302,29 @@ nlohmann::json gptq_dynamic(const nlohmann::json& fingerprint, const ModelSpec& 
     const std::string container(list.substr(list.rfind('.') + 1));
     for (const Phase phase : phases) {
       std::vector<std::string> modules;
-      std::optional<LayerFormat> format;
+      std::optional<io::LayerSettings> settings;
       for (const auto& linear : block.group(phase)) {
         modules.push_back(escaped(linear.module.substr(block.prefix.size())));
-        format = layer_format(fingerprint, linear.module);
+        settings = layer_settings(fingerprint, linear.module);
       }
-      if (format == base) {
+      if (settings == base) {
         continue;
       }
       if (const auto fused = fused_name(modules); !fused.empty()) {
         modules.push_back(fused);
       }
       auto shared = std::find_if(patterns.begin(), patterns.end(), [&](const Shared& known) {
-        return known.format == format && known.container == container && known.modules == modules;
+        return known.settings == settings && known.container == container && known.modules == modules;
       });
       if (shared == patterns.end()) {
-        shared = patterns.insert(patterns.end(), {format, container, std::move(modules), {}});
+        shared = patterns.insert(patterns.end(), {settings, container, std::move(modules), {}});
       }
       shared->blocks.emplace_back(path.substr(last_dot + 1));
     }
   }
   for (auto pattern = patterns.begin(); pattern != patterns.end(); ++pattern) {
     for (auto other = pattern + 1; other != patterns.end();) {
-      const bool joins = other->format == pattern->format && other->container == pattern->container &&
+      const bool joins = other->settings == pattern->settings && other->container == pattern->container &&
                          other->blocks == pattern->blocks;
       if (joins) {
         pattern->modules.insert(pattern->modules.end(), other->modules.begin(), other->modules.end());
@@ -334,12 +337,12 @@ nlohmann::json gptq_dynamic(const nlohmann::json& fingerprint, const ModelSpec& 
     // Engines may know the model under another prefix than the checkpoint ("model.decoder.layers", "decoder.layers").
     const auto pattern = fmt::format("(?:.*\\.)?{}\\.(?:{})\\.(?:{})$", escaped(shared.container),
                                      fmt::join(shared.blocks, "|"), fmt::join(shared.modules, "|"));
-    if (!shared.format) {
+    if (!shared.settings) {
       dynamic["-:" + pattern] = nlohmann::json::object();
       continue;
     }
     dynamic["+:" + pattern] = {
-        {"bits", shared.format->bits}, {"group_size", shared.format->group_size}, {"sym", shared.format->symmetric}};
+        {"bits", shared.settings->bits}, {"group_size", shared.settings->group_size}, {"sym", shared.settings->sym}};
   }
   return dynamic;
 }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "gptq/quant_spec.hpp"
+#include "io/artifact/content.hpp"
 #include "pipeline/model_spec.hpp"
 
 namespace gptqd::pipeline {
@@ -62,19 +63,11 @@ class LayerSpecs {
   std::map<std::string, std::optional<gptq::QuantSpec>> others_;  ///< that differ from base_
 };
 
-/// What a finished run's fingerprint says of a linear, as far as an artifact's format goes.
-struct LayerFormat {
-  int bits = 4;
-  std::int64_t group_size = 128;
-  bool symmetric = true;
-
-  friend bool operator==(const LayerFormat&, const LayerFormat&) = default;
-};
-
-/// The run's own settings. @param fingerprint  with "spec", and "layers" where some linears differ
-LayerFormat base_format(const nlohmann::json& fingerprint);
+/// The run's own settings, as far as an artifact's format goes.
+/// @param fingerprint  with "spec", and "layers" where some linears differ
+io::LayerSettings base_settings(const nlohmann::json& fingerprint);
 /// A linear's; nullopt: it was not quantized.
-std::optional<LayerFormat> layer_format(const nlohmann::json& fingerprint, const std::string& module);
+std::optional<io::LayerSettings> layer_settings(const nlohmann::json& fingerprint, const std::string& module);
 
 /// GPTQ checkpoints' "dynamic": what linears have that differs from the checkpoint's own settings, as vLLM, SGLang and
 /// GPTQModel read it. Keys are "+:REGEX" and "-:REGEX" (left unquantized), matched from the beginning of a module's

@@ -1,7 +1,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "io/gptq_dynamic.hpp"
+#include "io/artifact/gptq_dynamic.hpp"
 #include "kernels/base/error.hpp"
 
 namespace gptqd::io {
@@ -9,22 +9,22 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr GptqLayerSettings base{.bits = 4, .group_size = 128};
+constexpr LayerSettings base{.bits = 4, .group_size = 128};
 
 TEST(GptqDynamic, TheFirstMatchInTheFilesOrderDecides) {
   const GptqDynamic dynamic(Json::parse(R"({"+:.*\\.down": {"bits": 8}, "-:.*\\.1\\.": {}, ".*": {"group_size": 64}})"),
                             "test");
 
-  EXPECT_EQ(dynamic.apply(base, "layers.1.down"), (GptqLayerSettings{.bits = 8, .group_size = 128}));
+  EXPECT_EQ(dynamic.apply(base, "layers.1.down"), (LayerSettings{.bits = 8, .group_size = 128}));
   EXPECT_EQ(dynamic.apply(base, "layers.1.up"), std::nullopt);
-  EXPECT_EQ(dynamic.apply(base, "layers.2.up"), (GptqLayerSettings{.bits = 4, .group_size = 64}));
+  EXPECT_EQ(dynamic.apply(base, "layers.2.up"), (LayerSettings{.bits = 4, .group_size = 64}));
 }
 
 TEST(GptqDynamic, PatternsMatchFromTheBeginningOfTheName) {
   const GptqDynamic dynamic(Json::parse(R"({"+:a|b": {"bits": 8, "sym": false, "desc_act": true}})"), "test");
 
   EXPECT_EQ(dynamic.apply(base, "b.c"),
-            (GptqLayerSettings{.bits = 8, .group_size = 128, .sym = false, .desc_act = true}));
+            (LayerSettings{.bits = 8, .group_size = 128, .sym = false, .reordered = true}));
   EXPECT_EQ(dynamic.apply(base, "c.b"), base);
 }
 

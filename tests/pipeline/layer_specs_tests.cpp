@@ -1,7 +1,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "io/gptq_dynamic.hpp"
+#include "io/artifact/gptq_dynamic.hpp"
 #include "io/json_file.hpp"
 #include "pipeline/artifact.hpp"
 #include "pipeline/family.hpp"
@@ -115,7 +115,7 @@ TEST(GptqDynamicOfARun, ReadersFindEveryLayersSettingsInIt) {
 
   const io::GptqDynamic dynamic(config.at("dynamic"), "test");
 
-  const io::GptqLayerSettings base{
+  const io::LayerSettings base{
       .bits = config.at("bits"), .group_size = config.at("group_size"), .sym = config.at("sym")};
   for (const auto& block : model.blocks) {
     for (const auto& linear : block.linears()) {
@@ -124,7 +124,7 @@ TEST(GptqDynamicOfARun, ReadersFindEveryLayersSettingsInIt) {
       ASSERT_EQ(got.has_value(), spec != nullptr) << linear.module;
       if (spec != nullptr) {
         EXPECT_EQ(*got,
-                  (io::GptqLayerSettings{.bits = spec->bits, .group_size = spec->group_size, .sym = spec->symmetric}))
+                  (io::LayerSettings{.bits = spec->bits, .group_size = spec->group_size, .sym = spec->symmetric}))
             << linear.module;
       }
     }

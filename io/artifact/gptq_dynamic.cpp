@@ -1,4 +1,4 @@
-#include "io/gptq_dynamic.hpp"
+#include "io/artifact/gptq_dynamic.hpp"
 
 #include <fmt/format.h>
 
@@ -32,7 +32,7 @@ GptqDynamic::GptqDynamic(const nlohmann::ordered_json& dynamic, const std::strin
               .bits = {},
               .group_size = {},
               .sym = {},
-              .desc_act = {}};
+              .reordered = {}};
     if (rule.quantized) {
       const nlohmann::json settings = value;
       if (!settings.is_object()) {
@@ -41,13 +41,13 @@ GptqDynamic::GptqDynamic(const nlohmann::ordered_json& dynamic, const std::strin
       rule.bits = optional_value<int>(settings, "bits", name);
       rule.group_size = optional_value<std::int64_t>(settings, "group_size", name);
       rule.sym = optional_value<bool>(settings, "sym", name);
-      rule.desc_act = optional_value<bool>(settings, "desc_act", name);
+      rule.reordered = optional_value<bool>(settings, "desc_act", name);
     }
     rules_.push_back(std::move(rule));
   }
 }
 
-std::optional<GptqLayerSettings> GptqDynamic::apply(const GptqLayerSettings& base, const std::string& module) const {
+std::optional<LayerSettings> GptqDynamic::apply(const LayerSettings& base, const std::string& module) const {
   for (const auto& rule : rules_) {
     if (!rule.pattern.matches(module)) {
       continue;
@@ -55,10 +55,10 @@ std::optional<GptqLayerSettings> GptqDynamic::apply(const GptqLayerSettings& bas
     if (!rule.quantized) {
       return std::nullopt;
     }
-    return GptqLayerSettings{.bits = rule.bits.value_or(base.bits),
-                             .group_size = rule.group_size.value_or(base.group_size),
-                             .sym = rule.sym.value_or(base.sym),
-                             .desc_act = rule.desc_act.value_or(base.desc_act)};
+    return LayerSettings{.bits = rule.bits.value_or(base.bits),
+                         .group_size = rule.group_size.value_or(base.group_size),
+                         .sym = rule.sym.value_or(base.sym),
+                         .reordered = rule.reordered.value_or(base.reordered)};
   }
   return base;
 }

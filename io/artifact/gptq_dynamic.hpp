@@ -7,19 +7,10 @@
 #include <utility>
 #include <vector>
 
+#include "io/artifact/content.hpp"
 #include "io/tokenizer/regex.hpp"
 
 namespace gptqd::io {
-
-/// How one module of a GPTQ checkpoint is quantized.
-struct GptqLayerSettings {
-  int bits = 4;
-  std::int64_t group_size = -1;  ///< -1: one group
-  bool sym = true;
-  bool desc_act = false;
-
-  friend bool operator==(const GptqLayerSettings&, const GptqLayerSettings&) = default;
-};
 
 /// "dynamic": {"+:REGEX": {"bits": 8, ...}, "-:REGEX": {}}. The first REGEX that matches from the beginning of a
 /// module's name decides, as in GPTQModel and vLLM; "-:" leaves the module unquantized, a key without either sign
@@ -35,7 +26,7 @@ class GptqDynamic {
 
   /// The module's settings; nullopt where it is left unquantized.
   /// @throws Error (input) when PCRE2 gives up
-  std::optional<GptqLayerSettings> apply(const GptqLayerSettings& base, const std::string& module) const;
+  std::optional<LayerSettings> apply(const LayerSettings& base, const std::string& module) const;
   bool empty() const { return rules_.empty(); }
 
  private:
@@ -45,7 +36,7 @@ class GptqDynamic {
     std::optional<int> bits;
     std::optional<std::int64_t> group_size;
     std::optional<bool> sym;
-    std::optional<bool> desc_act;
+    std::optional<bool> reordered;
   };
   std::vector<Rule> rules_;
 };
