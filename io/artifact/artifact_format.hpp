@@ -26,6 +26,12 @@ std::string_view name_of(ArtifactFormat format);
 /// @throws Error (usage) naming the option and the formats
 ArtifactFormat artifact_format_from_name(std::string_view name);
 
+/// One of the tensors that stand for the weight of a quantized linear.
+struct FormatTensor {
+  TensorDeclaration declaration;
+  std::vector<std::byte> fixed = {};  ///< its bytes, where the layer's shape alone decides them
+};
+
 /// How one of the formats that lie in a Hugging Face folder holds a quantized linear. Immutable and thread-safe.
 class TensorFormat {
  public:
@@ -34,8 +40,9 @@ class TensorFormat {
   /// Why the format cannot hold such a layer without loss, in words and with the formats that can; nullopt when it can.
   virtual std::optional<std::string> obstacle(const LayerFormat& layer) const = 0;
   /// The tensors that stand for X.weight, in the order in which they are written. @pre no obstacle
-  virtual std::vector<TensorDeclaration> tensors(const LayerFormat& layer) const = 0;
-  /// Their bytes. @pre the linear is valid and has the settings that were declared
+  virtual std::vector<FormatTensor> tensors(const LayerFormat& layer) const = 0;
+  /// The bytes of those that are not fixed, in their order. @pre the linear is valid and has the settings that were
+  /// declared
   /// @throws Error (input) for values that the format cannot hold without loss
   virtual std::vector<OwnedBytes> bytes(PackedLinear linear) const = 0;
   /// What config.json's quantization_config says; null where the format has none.
@@ -46,5 +53,8 @@ class TensorFormat {
 /// @pre format is not gguf
 /// @param dtype  the model's
 std::unique_ptr<TensorFormat> make_tensor_format(ArtifactFormat format, DType dtype);
+
+/// The settings that all layers have. @throws Error (usage) naming a layer with others and the format
+LayerSettings common_settings(const ArtifactContent& content, std::string_view format);
 
 }  // namespace gptqd::io

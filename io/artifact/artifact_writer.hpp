@@ -9,6 +9,7 @@
 
 #include "io/artifact/artifact_format.hpp"
 #include "io/artifact/content.hpp"
+#include "io/atomic_file.hpp"
 
 namespace gptqd::io {
 
@@ -24,9 +25,9 @@ struct ArtifactSummary {
 };
 
 struct ArtifactOptions {
-  std::int64_t max_shard_bytes = 4'000'000'000;  ///< of a file's tensors; not for gguf, which is one file
-  int threads = 2;                               ///< that read and convert ahead of the one that writes a file
-  std::function<void(std::string)> progress;     ///< a line a file; may be empty
+  std::int64_t max_shard_bytes = 4'000'000'000;    ///< of a file's tensors; not for gguf, which is one file
+  int threads = 2;                                 ///< that read and convert ahead of the one that writes a file
+  std::function<void(std::string)> progress = {};  ///< a line a file; may be empty
 };
 
 /// The planned artifact. Making one checks everything that can be known before codes are read, and writes nothing.
@@ -57,8 +58,8 @@ class ArtifactWriter {
 std::unique_ptr<ArtifactWriter> make_folder_writer(ArtifactFormat format, const ArtifactContent& content,
                                                    const ArtifactOptions& options);
 
-/// All of it in one process; appears at `out` whole or not at all.
-/// @throws Error (usage) when `out` exists and is not empty; whatever the writer throws
-ArtifactSummary write_artifact(const ArtifactWriter& writer, const std::filesystem::path& out);
+/// All of it in one process, into a folder that appears when the caller commits it.
+/// @throws whatever the writer throws
+ArtifactSummary write_artifact(const ArtifactWriter& writer, const AtomicFolder& folder);
 
 }  // namespace gptqd::io

@@ -58,8 +58,8 @@ struct ArtifactContent {
   std::vector<std::string> float_linears;  ///< modules of the model that are linears and stay float: "lm_head", ...
   /// Linears of a block that share an input, named within the block: [["self_attn.q_proj", ...], ...].
   std::vector<std::vector<std::string>> groups_of_block;
-  /// What gptq's quantization_config says of how the codes were found: damp_percent, true_sequential, static_groups,
-  /// meta.
+  /// How the codes were found, for gptq's quantization_config and gptq_dist.json: damp_percent, true_sequential,
+  /// static_groups, meta (with the run's fingerprint).
   nlohmann::json facts = nlohmann::json::object();
 };
 
