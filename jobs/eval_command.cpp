@@ -28,7 +28,8 @@ using Words = std::vector<std::string>;
 
 po::options_description evaluation_options() {
   po::options_description options("Evaluation", 100, 50);
-  options.add_options()("model", po::value<std::string>()->value_name("NAME|DIR"), "float model or GPTQ artifact")(
+  options.add_options()("model", po::value<std::string>()->value_name("NAME|DIR"),
+                        "float model or artifact (gptq, gptq_v2, compressed-tensors)")(
       "compare", po::value<Words>()->multitoken()->value_name("NAME|DIR..."),
       "more models, to be compared with the first; they need its tokenizer")(
       "text", po::value<Words>()->multitoken()->value_name("FILE|NAME..."),
@@ -179,7 +180,7 @@ void print_table(const std::vector<pipeline::ModelEvaluation>& results) {
                "model", width, results.size() > 1 ? "  nll against the first, 95 %" : "");
     for (const auto& model : results) {
       const auto& text = model.texts[i];
-      fmt::print("{:<{}}  {:>4}  {:>10}  {:>10.4f}{}\n", short_name(model.model), width, model.bits,
+      fmt::print("{:<{}}  {:>4.3g}  {:>10}  {:>10.4f}{}\n", short_name(model.model), width, model.bits,
                  human_bytes(model.weight_bytes), text.perplexity,
                  text.difference ? "  " + describe(*text.difference) : "");
     }

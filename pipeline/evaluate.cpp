@@ -6,7 +6,7 @@
 #include <cstring>
 
 #include "comm/communicator.hpp"
-#include "io/gptq_checkpoint.hpp"
+#include "io/artifact/artifact_reader.hpp"
 #include "io/json_file.hpp"
 #include "pipeline/block_forward.hpp"
 #include "pipeline/block_loader.hpp"
@@ -23,18 +23,32 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 /// A float folder or an artifact, open.
 struct OpenModel {
   std::filesystem::path path;
-  std::optional<io::GptqArtifact> artifact;
+  std::unique_ptr<io::ArtifactReader> artifact;
+  double bits = 0;  ///< of the artifact's weights, on average
   std::unique_ptr<io::CheckpointReader> folder;
   ModelSpec spec;
 
   const io::CheckpointReader& tensors() const { return artifact ? artifact->tensors() : *folder; }
 };
 
+double average_bits(const io::ArtifactReader& artifact) {
+  double weights = 0;
+  double bits = 0;
+  for (const auto& name : artifact.linear_names()) {
+    const auto layer = artifact.layer(name);
+    const auto size = static_cast<double>(layer.rows) * static_cast<double>(layer.cols);
+    weights += size;
+    bits += size * layer.settings.bits;
+  }
+  return weights > 0 ? bits / weights : 0.0;
+}
+
 OpenModel open_model(const std::filesystem::path& path) {
   return with_context(fmt::format("reading model {}", path.string()), [&] {
     OpenModel model{.path = path, .artifact = {}, .folder = {}, .spec = {}};
-    if (io::GptqArtifact::is_artifact(path)) {
-      model.artifact = io::GptqArtifact::open(path);
+    if (io::ArtifactReader::is_artifact(path)) {
+      model.artifact = io::ArtifactReader::open(path);
+      model.bits = average_bits(*model.artifact);
     } else {
       model.folder = io::CheckpointReader::open(path);
     }
@@ -303,13 +317,12 @@ std::vector<io::TokenWindows> common_windows(comm::World& world, const std::vect
 
 ModelEvaluation summarize(const OpenModel& model, const EvaluationRequest& request,
                           const std::vector<io::TokenWindows>& windows, std::vector<std::vector<double>> losses) {
-  ModelEvaluation result{
-      .model = model.path,
-      .quantized = model.artifact.has_value(),
-      .bits = model.artifact ? model.artifact->bits() : static_cast<int>(8 * size_of(model.spec.dtype)),
-      .weight_bytes = 0,
-      .seconds = 0,
-      .texts = {}};
+  ModelEvaluation result{.model = model.path,
+                         .quantized = model.artifact != nullptr,
+                         .bits = model.artifact ? model.bits : static_cast<double>(8 * size_of(model.spec.dtype)),
+                         .weight_bytes = 0,
+                         .seconds = 0,
+                         .texts = {}};
   for (const auto& file : model.tensors().files()) {
     result.weight_bytes += file.bytes;
   }

@@ -121,30 +121,6 @@ io::LayerSettings settings_of(const nlohmann::json& spec) {
           .reordered = spec.at("act_order") == "dynamic" && spec.at("group_size") != -1};
 }
 
-/// A regex that matches the text alone.
-std::string escaped(std::string_view text) {
-  std::string result;
-  for (const char c : text) {
-    if (std::string_view("\\^$.|?*+()[]{}").find(c) != std::string_view::npos) {
-      result += '\\';
-    }
-    result += c;
-  }
-  return result;
-}
-
-/// The name under which engines know the tensor that they make of a phase's linears; empty where they make none.
-std::string fused_name(const std::vector<std::string>& modules) {
-  const auto sibling = [&](std::string_view last) -> std::string {
-    const auto& first = modules.front();
-    return first.substr(0, first.rfind('.') + 1) + std::string(last);
-  };
-  if (modules.size() < 2) {
-    return {};
-  }
-  return sibling(modules.size() == 3 ? "qkv_proj" : "gate_up_proj");
-}
-
 }  // namespace
 
 LayerRule parse_override(const std::string& text) {
@@ -283,68 +259,6 @@ std::optional<io::LayerSettings> layer_settings(const nlohmann::json& fingerprin
     spec.update(differences);
   }
   return settings_of(spec);
-}
-
-nlohmann::json gptq_dynamic(const nlohmann::json& fingerprint, const ModelSpec& model) {
-  // What is the same in several blocks, and what else is the same there, shares a pattern.
-  struct Shared {
-    std::optional<io::LayerSettings> settings;
-    std::string container;  ///< "layers" of "model.layers.3."
-    std::vector<std::string> modules;
-    std::vector<std::string> blocks;
-  };
-  std::vector<Shared> patterns;
-  const io::LayerSettings base = base_settings(fingerprint);
-  for (const auto& block : model.blocks) {
-    const auto path = std::string_view(block.prefix).substr(0, block.prefix.size() - 1);
-    const auto last_dot = path.rfind('.');
-    const auto list = path.substr(0, last_dot);
-    const std::string container(list.substr(list.rfind('.') + 1));
-    for (const Phase phase : phases) {
-      std::vector<std::string> modules;
-      std::optional<io::LayerSettings> settings;
-      for (const auto& linear : block.group(phase)) {
-        modules.push_back(escaped(linear.module.substr(block.prefix.size())));
-        settings = layer_settings(fingerprint, linear.module);
-      }
-      if (settings == base) {
-        continue;
-      }
-      if (const auto fused = fused_name(modules); !fused.empty()) {
-        modules.push_back(fused);
-      }
-      auto shared = std::find_if(patterns.begin(), patterns.end(), [&](const Shared& known) {
-        return known.settings == settings && known.container == container && known.modules == modules;
-      });
-      if (shared == patterns.end()) {
-        shared = patterns.insert(patterns.end(), {settings, container, std::move(modules), {}});
-      }
-      shared->blocks.emplace_back(path.substr(last_dot + 1));
-    }
-  }
-  for (auto pattern = patterns.begin(); pattern != patterns.end(); ++pattern) {
-    for (auto other = pattern + 1; other != patterns.end();) {
-      const bool joins = other->settings == pattern->settings && other->container == pattern->container &&
-                         other->blocks == pattern->blocks;
-      if (joins) {
-        pattern->modules.insert(pattern->modules.end(), other->modules.begin(), other->modules.end());
-      }
-      other = joins ? patterns.erase(other) : other + 1;
-    }
-  }
-  nlohmann::json dynamic = nlohmann::json::object();
-  for (const auto& shared : patterns) {
-    // Engines may know the model under another prefix than the checkpoint ("model.decoder.layers", "decoder.layers").
-    const auto pattern = fmt::format("(?:.*\\.)?{}\\.(?:{})\\.(?:{})$", escaped(shared.container),
-                                     fmt::join(shared.blocks, "|"), fmt::join(shared.modules, "|"));
-    if (!shared.settings) {
-      dynamic["-:" + pattern] = nlohmann::json::object();
-      continue;
-    }
-    dynamic["+:" + pattern] = {
-        {"bits", shared.settings->bits}, {"group_size", shared.settings->group_size}, {"sym", shared.settings->sym}};
-  }
-  return dynamic;
 }
 
 }  // namespace gptqd::pipeline

@@ -69,13 +69,4 @@ io::LayerSettings base_settings(const nlohmann::json& fingerprint);
 /// A linear's; nullopt: it was not quantized.
 std::optional<io::LayerSettings> layer_settings(const nlohmann::json& fingerprint, const std::string& module);
 
-/// GPTQ checkpoints' "dynamic": what linears have that differs from the checkpoint's own settings, as vLLM, SGLang and
-/// GPTQModel read it. Keys are "+:REGEX" and "-:REGEX" (left unquantized), matched from the beginning of a module's
-/// name.
-///
-/// No two of ours match one name, so that their order does not matter. They match the names of fused tensors
-/// (qkv_proj, gate_up_proj) as well, by which vLLM asks.
-/// @return an object, empty where all linears have the same settings
-nlohmann::json gptq_dynamic(const nlohmann::json& fingerprint, const ModelSpec& model);
-
 }  // namespace gptqd::pipeline

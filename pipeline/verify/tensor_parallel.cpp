@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <set>
 
 namespace gptqd::pipeline {
 
@@ -37,18 +38,19 @@ class Splitter {
   }
 
  private:
-  void obstruct(std::string what) {
-    if (result_.obstacles.size() < most_obstacles) {
-      result_.obstacles.push_back(std::move(what));
+  /// @param name  within the block: the same obstacle in other blocks is not said again
+  void obstruct(const BlockSpec& block, std::string_view name, const std::string& what) {
+    if (result_.obstacles.size() < most_obstacles && seen_.insert(fmt::format("{}: {}", name, what)).second) {
+      result_.obstacles.push_back(fmt::format("{}{}: {}", block.prefix, name, what));
     }
   }
 
   void check_heads(const BlockSpec& block) {
     const auto& attention = block.attention;
     if (attention.heads % size_ != 0) {
-      obstruct(fmt::format("{}attention: {} heads", block.prefix, attention.heads));
+      obstruct(block, "attention", fmt::format("{} heads", attention.heads));
     } else if (attention.kv_heads % size_ != 0 && size_ % attention.kv_heads != 0) {
-      obstruct(fmt::format("{}attention: {} kv heads", block.prefix, attention.kv_heads));
+      obstruct(block, "attention", fmt::format("{} kv heads", attention.kv_heads));
     }
   }
 
@@ -60,6 +62,7 @@ class Splitter {
     }
     const bool by_outputs = is_split_by_outputs(phase);
     const auto& first = group.front();
+    const auto relative = [&](const LinearSpec& linear) { return linear.module.substr(block.prefix.size()); };
     EngineTensor tensor{.format = format_,
                         .dtype = model_.dtype,
                         .rows = 0,
@@ -75,16 +78,17 @@ class Splitter {
       const char* side = by_outputs ? "output" : "input";
       tensor.rows += by_outputs ? part : linear.rows;
       if (!repeated && whole % size_ != 0) {
-        obstruct(fmt::format("{}: {} {} features do not split evenly", linear.module, whole, side));
+        obstruct(block, relative(linear), fmt::format("{} {} features do not split evenly", whole, side));
       } else if (part * settings->bits % 32 != 0) {
-        obstruct(fmt::format("{}: {} {} features a GPU at {} bits are no whole words of 32 bits", linear.module, part,
-                             side, settings->bits));
+        obstruct(
+            block, relative(linear),
+            fmt::format("{} {} features a GPU at {} bits are no whole words of 32 bits", part, side, settings->bits));
       }
     }
     const std::int64_t group_size = settings->group_size;
     if (!by_outputs && group_size != -1 && !settings->reordered && tensor.cols % group_size != 0) {
-      obstruct(fmt::format("{}: {} input features a GPU are no multiple of the group size {}", first.module,
-                           tensor.cols, group_size));
+      obstruct(block, relative(first),
+               fmt::format("{} input features a GPU are no multiple of the group size {}", tensor.cols, group_size));
     }
     for (auto& summary : result_.kernels) {
       const auto answer = ask(summary.kernel, tensor);
@@ -102,6 +106,7 @@ class Splitter {
   const SettingsOf& settings_;
   int size_;
   TensorParallel result_;
+  std::set<std::string> seen_;
 };
 
 }  // namespace

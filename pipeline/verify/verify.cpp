@@ -655,7 +655,7 @@ class Verifier {
           taking.push_back(name_of(kernel.kernel));
         }
       }
-      check.summary = fmt::format("{} take every tensor on one GPU", fmt::join(taking, ", "));
+      check.summary = fmt::format("every tensor is taken on one GPU by {}", fmt::join(taking, ", "));
       if (taking.empty()) {
         check.summary = "no kernel takes every tensor";
         check.warn("engines will refuse it or take a different kernel for some layers");
