@@ -20,7 +20,8 @@ class ArtifactReader {
  public:
   /// True when the folder's config.json has a quantization_config. @throws Error (input) when config.json is no JSON
   static bool is_artifact(const std::filesystem::path& folder);
-  /// @throws Error (input) when it is of no format that we read, or has settings that we cannot read
+  /// @throws Error (input) when it is of no format that we read, has settings that we cannot read, or holds links that
+  ///         lead out of it
   static std::unique_ptr<ArtifactReader> open(const std::filesystem::path& folder);
 
   virtual ~ArtifactReader() = default;

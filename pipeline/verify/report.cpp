@@ -110,6 +110,10 @@ nlohmann::json VerifyReport::to_json() const {
     json["layers"].push_back(std::move(entry));
   }
   for (const auto& split : tensor_parallel) {
+    nlohmann::json engines = nlohmann::json::array();
+    for (const auto& engine : split.engines) {
+      engines.push_back({{"engine", engine.engine}, {"takes", engine.takes}, {"tensors", engine.tensors}});
+    }
     nlohmann::json kernels = nlohmann::json::array();
     for (const auto& kernel : split.kernels) {
       kernels.push_back(json_of(kernel));
@@ -117,6 +121,7 @@ nlohmann::json VerifyReport::to_json() const {
     json["tensor_parallel"].push_back({{"size", split.size},
                                        {"holds", split.obstacles.empty()},
                                        {"obstacles", split.obstacles},
+                                       {"engines", std::move(engines)},
                                        {"kernels", std::move(kernels)}});
   }
   return json;

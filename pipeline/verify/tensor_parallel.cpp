@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <set>
 
 namespace gptqd::pipeline {
@@ -10,6 +11,11 @@ namespace gptqd::pipeline {
 namespace {
 
 constexpr std::size_t most_obstacles = 4;
+
+constexpr std::array<std::string_view, 2> engine_names{"vLLM", "GPTQModel"};
+std::size_t engine_of(EngineKernel kernel) {
+  return kernel == EngineKernel::marlin || kernel == EngineKernel::machete || kernel == EngineKernel::exllama ? 0 : 1;
+}
 
 bool is_split_by_outputs(Phase phase) { return phase == Phase::attention_in || phase == Phase::mlp_in; }
 
@@ -19,6 +25,9 @@ class Splitter {
   Splitter(const ModelSpec& model, io::ArtifactFormat format, const SettingsOf& settings, int size)
       : model_(model), format_(format), settings_(settings), size_(size) {
     result_.size = size;
+    for (const auto engine : engine_names) {
+      result_.engines.push_back({.engine = engine});
+    }
     for (const auto kernel : engine_kernels) {
       result_.kernels.push_back({.kernel = kernel, .first_reason = {}});
     }
@@ -33,6 +42,7 @@ class Splitter {
     }
     if (!result_.obstacles.empty()) {
       result_.kernels.clear();
+      result_.engines.clear();
     }
     return std::move(result_);
   }
@@ -90,14 +100,20 @@ class Splitter {
       obstruct(block, relative(first),
                fmt::format("{} input features a GPU are no multiple of the group size {}", tensor.cols, group_size));
     }
+    std::array<bool, engine_names.size()> taken{};
     for (auto& summary : result_.kernels) {
       const auto answer = ask(summary.kernel, tensor);
+      taken[engine_of(summary.kernel)] |= answer.verdict != KernelAnswer::Verdict::refuses;
       ++summary.tensors;
       summary.takes += answer.verdict != KernelAnswer::Verdict::refuses ? 1 : 0;
       summary.pads += answer.verdict == KernelAnswer::Verdict::pads ? 1 : 0;
       if (answer.verdict != KernelAnswer::Verdict::takes && summary.first_reason.empty()) {
         summary.first_reason = fmt::format("{}: {}", first.module, answer.reason);
       }
+    }
+    for (std::size_t engine = 0; engine < taken.size(); ++engine) {
+      ++result_.engines[engine].tensors;
+      result_.engines[engine].takes += taken[engine] ? 1 : 0;
     }
   }
 

@@ -23,10 +23,18 @@ struct KernelSummary {
   std::string first_reason;  ///< of the first tensor that it refuses or pads, with its name
 };
 
+/// An engine takes a tensor when one of its kernels does: it chooses tensor by tensor.
+struct EngineSummary {
+  std::string_view engine;  ///< "vLLM", "GPTQModel"
+  std::int64_t takes = 0;
+  std::int64_t tensors = 0;
+};
+
 /// One number of GPUs.
 struct TensorParallel {
   int size = 1;
   std::vector<std::string> obstacles;  ///< why it cannot be; at most a few, each with a linear's name
+  std::vector<EngineSummary> engines;  ///< empty where it cannot be
   std::vector<KernelSummary> kernels;  ///< empty where it cannot be
 };
 

@@ -649,16 +649,22 @@ class Verifier {
       }
       const auto whole = split(
           *model_, reader_->format(), [&](const std::string& module) { return settings_of(module); }, 1);
-      std::vector<std::string_view> taking;
+      std::vector<std::string_view> kernels;
       for (const auto& kernel : whole.kernels) {
-        if (kernel.tensors > 0 && kernel.takes == kernel.tensors) {
-          taking.push_back(name_of(kernel.kernel));
+        if (kernel.takes == kernel.tensors) {
+          kernels.push_back(name_of(kernel.kernel));
         }
       }
-      check.summary = fmt::format("every tensor is taken on one GPU by {}", fmt::join(taking, ", "));
-      if (taking.empty()) {
-        check.summary = "no kernel takes every tensor";
-        check.warn("engines will refuse it or take a different kernel for some layers");
+      std::vector<std::string> engines;
+      bool is_taken = false;
+      for (const auto& engine : whole.engines) {
+        engines.push_back(fmt::format("{} takes {} of {} tensors", engine.engine, engine.takes, engine.tensors));
+        is_taken = is_taken || engine.takes == engine.tensors;
+      }
+      check.summary = fmt::format("on one GPU {}; kernels that take all: {}", fmt::join(engines, ", "),
+                                  kernels.empty() ? "none" : fmt::format("{}", fmt::join(kernels, ", ")));
+      if (!is_taken) {
+        check.warn("no engine has kernels for all tensors; other settings for those layers will help");
       }
     }
     report_.checks.push_back(std::move(check));
