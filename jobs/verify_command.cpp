@@ -10,6 +10,7 @@
 #include "jobs/console.hpp"
 #include "jobs/session.hpp"
 #include "pipeline/evaluate.hpp"
+#include "pipeline/model_card.hpp"
 #include "pipeline/verify/verify.hpp"
 
 namespace gptqd::jobs {
@@ -24,10 +25,12 @@ constexpr const char* usage =
 Looks a quantized model over, ours or another tool's (GPTQ checkpoints v1 and v2, compressed-tensors): its configuration,
 its tensors, which kernels and how many GPUs take it; with --against, its weights beside the ones it was made from; with
 --text, its perplexity beside theirs. Exits with 0 when every check passes, with 65 when one fails. Writes nothing but
-the file of --json.
+what --json and --card ask for.
 )";
 
 using Words = std::vector<std::string>;
+
+constexpr std::int64_t max_card_bytes = std::int64_t{16} << 20;
 
 po::options_description verify_options() {
   po::options_description options("Verify", 100, 50);
@@ -37,13 +40,15 @@ po::options_description verify_options() {
       "measure perplexities on these, as eval --text takes them")(
       "seqlen", po::value<std::int64_t>()->value_name("N"), "tokens a window; default 2048 or the model's maximum")(
       "windows", po::value<std::int64_t>()->default_value(0)->value_name("N"),
-      "use the first N windows of each text; 0: all")("max-increase", po::value<double>()->value_name("PERCENT"),
-                                                      "fail when the perplexity grows by more than this over the "
-                                                      "source's; default 5 at 8 bits, 25 at 4, 100 at 3, 1000 "
-                                                      "at 2, by the fewest bits that occur")(
-      "tp", po::value<std::string>()->default_value("1,2,4,8")->value_name("N,..."),
-      "numbers of GPUs to split over (tensor parallel)")("json", po::value<std::string>()->value_name("FILE"),
-                                                         "write the report as JSON");
+      "use the first N windows of each text; 0: all");
+  options.add_options()("max-increase", po::value<double>()->value_name("PERCENT"),
+                        "fail when the perplexity grows by more than this over the source's; default 5 at 8 bits, 25 "
+                        "at 4, 100 at 3, 1000 at 2, by the fewest bits that occur");
+  options.add_options()("tp", po::value<std::string>()->default_value("1,2,4,8")->value_name("N,..."),
+                        "numbers of GPUs to split over (tensor parallel)");
+  options.add_options()("json", po::value<std::string>()->value_name("FILE"), "write the report as JSON");
+  options.add_options()("card", po::bool_switch(),
+                        "write the perplexities into ARTIFACT/README.md, when every check passes");
   return options;
 }
 
@@ -92,6 +97,9 @@ Request request_of(const CommandLine& line) {
     for (const auto& word : line.get<Words>("text")) {
       request.texts.push_back(io::TextSource::from_word(word));
     }
+  }
+  if (line.flag("card") && request.texts.empty()) {
+    throw Error(ErrorKind::usage, "--card writes perplexities: give a --text to measure them on");
   }
   if (line.has("seqlen")) {
     request.seqlen = line.get<std::int64_t>("seqlen");
@@ -164,6 +172,15 @@ int conclude(const CommandLine& line, const pipeline::VerifyReport& report) {
   fmt::print("{}{}: {}\n", report.to_text(), report.artifact,
              failed == 0 ? std::string("every check passed")
                          : fmt::format("{} of {} checks failed", failed, report.checks.size()));
+  if (failed == 0 && line.flag("card")) {
+    const auto path = std::filesystem::path(report.artifact) / pipeline::model_card_file;
+    std::string card;
+    if (std::filesystem::exists(path)) {
+      const auto bytes = io::read_file(path, max_card_bytes);
+      card.assign(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+    }
+    io::write_file_atomically(path, pipeline::with_perplexity(card, report.perplexity));
+  }
   return failed == 0 ? 0 : exit_code(ErrorKind::input);
 }
 
