@@ -158,7 +158,7 @@ void append_block_table(std::string& card, const LayerTable& table) {
 std::string_view loading(io::ArtifactFormat format) {
   switch (format) {
     case io::ArtifactFormat::gguf:
-      return "```\nllama-cli -m FOLDER/*.gguf -p \"Once upon a time\"\n```\n";
+      return "```\nllama-cli -m FOLDER/model.gguf -p \"Once upon a time\"\n```\n";
     case io::ArtifactFormat::safetensors_float:
       return "The weights are dequantized: any engine loads the folder as it loads a float model, without kernels for "
              "quantized weights.\n\n```python\nAutoModelForCausalLM.from_pretrained(\"FOLDER\")\n```\n";
