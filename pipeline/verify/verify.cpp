@@ -235,6 +235,7 @@ class Verifier {
     for (const auto& block : model_->blocks) {
       for (const auto& linear : block.linears()) {
         ++linears_;
+        shapes_[linear.module] = {linear.rows, linear.cols};
         const bool is_packed = packed_.contains(linear.module);
         try {
           const auto settings = reader_->settings(linear.module);
@@ -376,6 +377,12 @@ class Verifier {
 
   void check_layer(const std::string& name, LayerChecks& result) const {
     const auto format = reader_->layer(name);
+    if (const auto shape = shapes_.find(name);
+        shape != shapes_.end() && shape->second != std::pair(format.rows, format.cols)) {
+      result.layers.fail(fmt::format("{}: packed as [{}, {}], config.json makes it [{}, {}]", name, format.rows,
+                                     format.cols, shape->second.first, shape->second.second));
+      return;
+    }
     const auto declared = reader_->settings(name);
     if (declared && declared->reordered != format.settings.reordered) {
       if (format.settings.reordered) {
@@ -678,6 +685,7 @@ class Verifier {
   std::optional<ModelSpec> model_;
   std::set<std::string> packed_;
   std::int64_t linears_ = 0;
+  std::map<std::string, std::pair<std::int64_t, std::int64_t>> shapes_;  ///< that config.json makes the blocks' linears
   std::unique_ptr<io::CheckpointReader> source_;
   std::map<std::string, io::LayerSettings> settings_;
 };

@@ -23,8 +23,7 @@ TEST(GptqDynamic, TheFirstMatchInTheFilesOrderDecides) {
 TEST(GptqDynamic, PatternsMatchFromTheBeginningOfTheName) {
   const GptqDynamic dynamic(Json::parse(R"({"+:a|b": {"bits": 8, "sym": false, "desc_act": true}})"), "test");
 
-  EXPECT_EQ(dynamic.apply(base, "b.c"),
-            (LayerSettings{.bits = 8, .group_size = 128, .sym = false, .reordered = true}));
+  EXPECT_EQ(dynamic.apply(base, "b.c"), (LayerSettings{.bits = 8, .group_size = 128, .sym = false, .reordered = true}));
   EXPECT_EQ(dynamic.apply(base, "c.b"), base);
 }
 

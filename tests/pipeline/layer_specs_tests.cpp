@@ -1,6 +1,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "io/artifact/artifact_format.hpp"
 #include "io/artifact/gptq_dynamic.hpp"
 #include "io/json_file.hpp"
 #include "pipeline/artifact.hpp"
@@ -106,39 +107,42 @@ TEST(LayerSpecs, RulesThatCannotBeMeantAreRefused) {
   EXPECT_THAT(usage_error_of({parse_skip(".")}), HasSubstr("nothing is left"));
 }
 
-TEST(GptqDynamicOfARun, ReadersFindEveryLayersSettingsInIt) {
-  const auto model = model_of("llama-7m");
-  const auto layers = resolve({parse_first_blocks("2=bits:8"), parse_override("down_proj$=bits:2,group:32,sym:false"),
-                               parse_skip("layers\\.[34]\\.self_attn")});
-  const auto fingerprint = fingerprint_of(layers);
-  const auto config = quantization_config(fingerprint, model);
-
-  const io::GptqDynamic dynamic(config.at("dynamic"), "test");
-
+/// The checkpoint's configuration gives every module the settings that the run gave it.
+void expect_settings_in_configuration(const LayerSpecs& layers) {
+  const auto path = source_path("jobs/demo/llama-7m");
+  const Source source{.tensors = io::CheckpointReader::open(path),
+                      .config = io::read_json(path / "config.json"),
+                      .model = model_of("llama-7m")};
+  const auto content = content_of_source(fingerprint_of(layers), source);
+  const auto config =
+      io::make_tensor_format(io::ArtifactFormat::gptq_v2, source.model.dtype)->quantization_config(content);
   const io::LayerSettings base{
       .bits = config.at("bits"), .group_size = config.at("group_size"), .sym = config.at("sym")};
-  for (const auto& block : model.blocks) {
+  const io::GptqDynamic dynamic(config.value("dynamic", nlohmann::json()), "test");
+  for (const auto& block : source.model.blocks) {
     for (const auto& linear : block.linears()) {
       const auto* spec = layers.find(linear.module);
       const auto got = dynamic.apply(base, linear.module);
       ASSERT_EQ(got.has_value(), spec != nullptr) << linear.module;
       if (spec != nullptr) {
-        EXPECT_EQ(*got,
-                  (io::LayerSettings{.bits = spec->bits, .group_size = spec->group_size, .sym = spec->symmetric}))
+        EXPECT_EQ(*got, (io::LayerSettings{.bits = spec->bits, .group_size = spec->group_size, .sym = spec->symmetric}))
             << linear.module;
       }
     }
   }
-  EXPECT_EQ(dynamic.apply(base, "model.layers.0.self_attn.qkv_proj")->bits, 8);  // what vLLM asks for
-  EXPECT_EQ(dynamic.apply(base, "model.layers.1.mlp.gate_up_proj")->bits, 8);
-  EXPECT_EQ(dynamic.apply(base, "layers.5.mlp.down_proj")->bits, 2);  // without the checkpoint's prefix
-  EXPECT_EQ(dynamic.apply(base, "model.layers.4.self_attn.qkv_proj"), std::nullopt);
-  EXPECT_EQ(dynamic.apply(base, "model.layers.10.self_attn.qkv_proj"), base);  // no other block
-  EXPECT_EQ(config.at("checkpoint_format"), "gptq_v2");                        // one asymmetric layer is enough
 }
 
-TEST(GptqDynamicOfARun, IsAbsentWhereAllLinearsAreAlike) {
-  EXPECT_FALSE(quantization_config(fingerprint_of(resolve({})), model_of("llama-7m")).contains("dynamic"));
+TEST(LayerSpecs, ReachTheArtifactsConfiguration) {
+  expect_settings_in_configuration(resolve({}));
+  expect_settings_in_configuration(
+      resolve({parse_first_blocks("2=bits:8"), parse_override("down_proj$=bits:2,group:32,sym:false"),
+               parse_skip("layers\\.[34]\\.self_attn")}));
+}
+
+TEST(LayerSpecs, OneAsymmetricLayerNeedsTheSecondFormat) {
+  EXPECT_EQ(default_format(fingerprint_of(resolve({}))), io::ArtifactFormat::gptq);
+  EXPECT_EQ(default_format(fingerprint_of(resolve({parse_override("down_proj=sym:false")}))),
+            io::ArtifactFormat::gptq_v2);
 }
 
 }  // namespace
