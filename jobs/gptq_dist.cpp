@@ -18,10 +18,11 @@ constexpr std::string_view overview =
   gptq-dist eval --model DIR --text FILE             perplexity of a float model or of an artifact
   gptq-dist merge WORK --out DIR                     the shards of a finished run into an artifact
   gptq-dist convert ARTIFACT --to FORMAT --out DIR   an artifact in another format, without loss
+  gptq-dist verify ARTIFACT [--against SOURCE]       will engines load it, does it hold its source's weights
   gptq-dist tokenize --model DIR --text FILE         what the model's tokenizer makes of a text
 
   gptq-dist quantize --help                          all options (quantize is the default)
-  gptq-dist merge --help, eval --help, convert --help, tokenize --help
+  gptq-dist merge --help, eval --help, convert --help, verify --help, tokenize --help
   gptq-dist --version
 
 A run that was interrupted goes on where it stopped when the same command is given again, with any number of ranks.
@@ -56,7 +57,7 @@ int run(Arguments arguments) {
   if (!first.starts_with("-")) {
     throw gptqd::Error(
         gptqd::ErrorKind::usage,
-        fmt::format("there is no command \"{}\"; the commands are quantize, merge, eval, convert, tokenize", first));
+        fmt::format("there is no command \"{}\"; the commands are quantize, merge, eval, convert, verify, tokenize", first));
   }
   return gptqd::jobs::quantize_command(arguments);
 }
