@@ -19,7 +19,9 @@ class CudaBackend final : public Backend {
   explicit CudaBackend(const CudaBackendOptions& options);
 
   MemoryKind memory_kind() const override { return MemoryKind::cuda; }
-  PieceSizes preferred_pieces() const override { return {.panel_columns = 2048, .row_tile = 2048, .gram_tokens = 32768}; }
+  PieceSizes preferred_pieces() const override {
+    return {.panel_columns = 2048, .row_tile = 2048, .gram_tokens = 32768};
+  }
   std::string describe() const override;
   /// The model's own type where the tensor cores take it (f16, bf16), else f32.
   DType compute_dtype(DType model) const override;
@@ -33,6 +35,10 @@ class CudaBackend final : public Backend {
   void fill_zero(Stream& stream, void* device, std::int64_t bytes) override;
 
   const CudaArena& arena() const { return arena_; }
+  /// For work that others wait for.
+  std::unique_ptr<CudaStream> create_urgent_stream() {
+    return std::make_unique<CudaStream>(gpu_, arena_, StreamPriority::urgent);
+  }
 
  protected:
   void run(Stream& stream, const LinearArgs& args) override;
