@@ -207,6 +207,9 @@ int plan_command(const Arguments& arguments) {
   std::vector<int> ranks{1, 2, 4, 8, 16, 64};
   if (line.has("ranks")) {
     ranks = line.get<std::vector<int>>("ranks");
+    if (std::any_of(ranks.begin(), ranks.end(), [](int count) { return count < 1 || count > 65536; })) {
+      throw Error(ErrorKind::usage, "--ranks: expected numbers from 1 to 65,536");
+    }
   }
   pipeline::PlanRequest request{.stages = static_cast<int>(positive_count(line, "stages")),
                                 .samples = positive_count(line, "samples"),
