@@ -57,6 +57,9 @@ class Backend {
 
   /// Memory of the device, 256-byte aligned, contents undefined. @throws Error naming bytes asked for and in use
   virtual Buffer allocate(std::int64_t bytes) = 0;
+  /// Memory of the host that copies from and to the device reach at full speed. Unlike the device's it must not be given
+  /// back before work that uses it has run. @throws Error like allocate()
+  virtual Buffer allocate_host(std::int64_t bytes) = 0;
   /// Bytes handed out now, and the most there were at once.
   virtual std::int64_t bytes_in_use() const = 0;
   virtual std::int64_t peak_bytes() const = 0;

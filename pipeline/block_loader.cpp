@@ -27,11 +27,9 @@ void BlockLoader::prefetch(std::int64_t block) {
 }
 
 BlockLoader::Ahead BlockLoader::read(std::int64_t block, const PackedSource& packed) {
-  const HostBlock host = read_host_block(context_.tensors, context_.model.blocks[static_cast<std::size_t>(block)],
-                                         packed, [this] { context_.progress.tick(); });
-  Ahead ahead{.layout = host.layout(), .raw = context_.backend.allocate(std::ssize(host.data))};
-  context_.backend.copy_to_device(*copy_stream_, ahead.raw.data(), host.data.data(), ahead.raw.bytes());
-  copy_stream_->synchronize();  // `host` goes out of scope
+  const auto image = block_image(context_.tensors, context_.model.blocks[static_cast<std::size_t>(block)], packed);
+  Ahead ahead{.layout = image.layout(), .raw = context_.backend.allocate(image.bytes)};
+  fill_buffer(context_.backend, *copy_stream_, ahead.raw, image.pieces, [this] { context_.progress.tick(); });
   return ahead;
 }
 
@@ -44,7 +42,7 @@ BlockWeights BlockLoader::load(std::int64_t block) {
     ahead_.reset();
     own = with_context(fmt::format("reading block {}", block), [&] { return reading_.get(); });
   }
-  const auto layout = HostBlock::parse_layout(context_.group.broadcast_string(own.layout, owner, what));
+  const auto layout = BlockImage::parse_layout(context_.group.broadcast_string(own.layout, owner, what));
   const std::int64_t bytes = layout.back().offset + layout.back().bytes();
   const Buffer raw = own.raw ? std::move(own.raw) : context_.backend.allocate(bytes);
   context_.communicator.broadcast(context_.stream, raw.data(), bytes, owner, what).wait();

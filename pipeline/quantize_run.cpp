@@ -187,6 +187,9 @@ class StageRun {
 
   void run(const std::optional<io::TokenWindows>& windows) {
     if (windows) {
+      if (blocks_.count > 0) {
+        loader_.prefetch(blocks_.first);
+      }
       start(*windows);
     }
     for (std::int64_t block = blocks_.first; block < blocks_.end(); ++block) {
@@ -245,6 +248,7 @@ class StageRun {
     const auto& spec = source_.model.blocks[static_cast<std::size_t>(block)];
     world_.set_activity(fmt::format("block {}, loading", block));
     auto weights = loader_.load(block);
+    const double load_seconds = seconds_since(start);
     if (block + 1 < blocks_.end()) {
       loader_.prefetch(block + 1);
     }
@@ -261,7 +265,11 @@ class StageRun {
       table.add(block, linear.record.to_json(), linear.record.seconds);
     }
     count_fallbacks(table);
+    const auto quantized = Clock::now();
     finish_writing();  // of the block before, at its owner: a kill loses what is in flight, never more than two blocks
+    result.seconds.load = load_seconds;
+    result.seconds.await_writer = seconds_since(quantized);
+    result.seconds.total += load_seconds + result.seconds.await_writer;
     if (plan_.owner_of(block) == grid_.replica()) {
       start_writing(block, result);
     }
@@ -271,7 +279,8 @@ class StageRun {
   }
 
   /// Fetches the block's codes; the rest happens beside the next block's work.
-  void start_writing(std::int64_t block, const BlockResult& result) {
+  void start_writing(std::int64_t block, BlockResult& result) {
+    const auto start = Clock::now();
     std::vector<FetchedLinear> fetched;
     nlohmann::json seconds = nlohmann::json::object();
     for (const auto& linear : result.linears) {
@@ -279,6 +288,8 @@ class StageRun {
       seconds[linear.name] = linear.record.seconds;
     }
     stream_->synchronize();
+    result.seconds.fetch = seconds_since(start);
+    result.seconds.total += result.seconds.fetch;
     io::BlockShard shard{.block = block, .fingerprint = hash_, .spec = gptq::to_json(spec_), .linears = {}, .run = {}};
     shard.run = {{"host", world_.host_name()},
                  {"ranks", world_.size()},

@@ -17,8 +17,8 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
 echo "Seconds a block, on average and by stage; the whole model by extrapolation; peak memory of a rank."
-printf '%-24s %5s | %7s %7s %7s %7s %7s %7s %7s | %8s %8s %7s\n' model ranks block forward hessian factor grids solve finish \
-  blocks model GB
+printf '%-24s %5s | %7s %7s %7s %7s %7s %7s %7s %7s %7s %7s | %8s %8s %7s\n' model ranks block load forward hessian \
+  factor grids solve finish writer fetch blocks model GB
 for model in "${models[@]}"; do
   out=$scratch/${model//:/-}
   # shellcheck disable=SC2086
@@ -37,7 +37,7 @@ for model in "${models[@]}"; do
     inside && $2 ~ /^[0-9]/ { key = $1; gsub(/[":]/, "", key); seconds[n, key] = value() }
     !inside && /"blocks":/ && $2 ~ /^[0-9.]+,?$/ { blocks = value() }
     END {
-      count = split("total forward hessian factor grids solve finish", keys, " ")
+      count = split("total load forward hessian factor grids solve finish await_writer fetch", keys, " ")
       printf "%-24s %5d |", model, ranks
       for (k = 1; k <= count; ++k) {
         sum = 0

@@ -22,6 +22,7 @@ class CpuBackend final : public Backend {
   /// f32 for every model: there is no fast half-precision GEMM to call.
   DType compute_dtype(DType model) const override;
   Buffer allocate(std::int64_t bytes) override;
+  Buffer allocate_host(std::int64_t bytes) override { return allocate(bytes); }
   std::int64_t bytes_in_use() const override;
   std::int64_t peak_bytes() const override;
   std::unique_ptr<Stream> create_stream() override;

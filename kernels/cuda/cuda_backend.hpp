@@ -6,6 +6,7 @@
 #include "kernels/backend.hpp"
 #include "kernels/cuda/cuda_arena.hpp"
 #include "kernels/cuda/cuda_stream.hpp"
+#include "kernels/cuda/pinned_pool.hpp"
 
 namespace gptqd::cuda {
 
@@ -19,11 +20,14 @@ class CudaBackend final : public Backend {
   explicit CudaBackend(const CudaBackendOptions& options);
 
   MemoryKind memory_kind() const override { return MemoryKind::cuda; }
-  PieceSizes preferred_pieces() const override { return {.panel_columns = 2048, .row_tile = 2048, .gram_tokens = 32768}; }
+  PieceSizes preferred_pieces() const override {
+    return {.panel_columns = 2048, .row_tile = 2048, .gram_tokens = 32768};
+  }
   std::string describe() const override;
   /// The model's own type where the tensor cores take it (f16, bf16), else f32.
   DType compute_dtype(DType model) const override;
   Buffer allocate(std::int64_t bytes) override;
+  Buffer allocate_host(std::int64_t bytes) override { return pinned_.allocate(bytes); }
   std::int64_t bytes_in_use() const override;
   std::int64_t peak_bytes() const override;
   std::unique_ptr<Stream> create_stream() override;
@@ -76,6 +80,7 @@ class CudaBackend final : public Backend {
 
   std::shared_ptr<Gpu> gpu_;
   CudaArena arena_;
+  PinnedPool pinned_;
 };
 
 }  // namespace gptqd::cuda

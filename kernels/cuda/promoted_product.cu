@@ -20,7 +20,7 @@ constexpr int product_threads = (groups + 1) * group_threads;
 constexpr int tile_rows = groups * 64;
 constexpr int block_cols = 128;
 constexpr int tile_cols = cluster_blocks * block_cols;
-/// Terms of one stage in shared memory, and of one sum on the tensor cores.
+/// Terms of one stage in shared memory, and of a short sum on the tensor cores.
 constexpr int stage_terms = PromotedProduct::sum_terms;
 constexpr int stages = 5;
 /// Shared memory holds atoms: 64 columns of 64 terms, a term's columns in 128 bytes, swizzled by 8 terms.
@@ -218,7 +218,11 @@ __device__ std::uint64_t matrix_descriptor(std::uint32_t address) {
 
 __device__ void begin_multiplying() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-__device__ void wait_for_products() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
+/// Waits until at most `pending` groups of products are under way.
+template <int pending>
+__device__ void wait_for_products() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
+}
 __device__ void keep(float (&d)[sums_of_a_thread]) {
 #pragma unroll
   for (int i = 0; i < sums_of_a_thread; ++i) {
@@ -324,33 +328,45 @@ __device__ void load_stages(const CUtensorMap& left, const CUtensorMap& right, c
   }
 }
 
-/// One warpgroup: 64 rows of each tile.
-template <class T>
+/// One warpgroup: 64 rows of each tile. Tensor cores sum the terms of `sum_stages` stages.
+template <class T, int sum_stages>
 __device__ void multiply_stages(const Problem& problem, Work work, std::uint32_t memory, const Barriers& barriers,
                                 std::uint32_t block, int group) {
   const int thread = static_cast<int>(threadIdx.x) % group_threads;
   Ring ring;
+  const auto give_back = [&](int stage) {
+    if (thread % 32 < cluster_blocks) {
+      arrive_at_block(barriers.empty(stage), thread % 32);
+    }
+  };
   while (work.next()) {
     float sums[sums_of_a_thread] = {};
-    for (int stage = work.begin; stage < work.end; ++stage) {
+    for (int begin = work.begin; begin < work.end; begin += sum_stages) {
+      const int count = sum_stages == 1 ? 1 : min(sum_stages, work.end - begin);
       float products[sums_of_a_thread];
-      wait_for(barriers.full(ring.stage), ring.parity);
-      const std::uint32_t from = memory + ring.stage * stage_bytes;
-      const std::uint64_t a = matrix_descriptor(from + group * atom_bytes);
-      const std::uint64_t b = matrix_descriptor(from + left_atoms * atom_bytes);
       keep(products);
-      begin_multiplying();
+      int last = 0;
+      for (int i = 0; i < count; ++i) {
+        wait_for(barriers.full(ring.stage), ring.parity);
+        const std::uint32_t from = memory + ring.stage * stage_bytes;
+        const std::uint64_t a = matrix_descriptor(from + group * atom_bytes);
+        const std::uint64_t b = matrix_descriptor(from + left_atoms * atom_bytes);
+        begin_multiplying();
 #pragma unroll
-      for (int k = 0; k < stage_terms / 16; ++k) {
-        multiply<T>(products, a + k * (2048 >> 4), b + k * (2048 >> 4), k > 0);
+        for (int k = 0; k < stage_terms / 16; ++k) {
+          multiply<T>(products, a + k * (2048 >> 4), b + k * (2048 >> 4), i > 0 || k > 0);
+        }
+        commit_products();
+        if (i > 0) {
+          wait_for_products<1>();
+          give_back(last);
+        }
+        last = ring.stage;
+        ring.advance();
       }
-      commit_products();
-      wait_for_products();
+      wait_for_products<0>();
       keep(products);
-      if (thread % 32 < cluster_blocks) {
-        arrive_at_block(barriers.empty(ring.stage), thread % 32);
-      }
-      ring.advance();
+      give_back(last);
 #pragma unroll
       for (int i = 0; i < sums_of_a_thread; ++i) {
         sums[i] += products[i];
@@ -371,7 +387,7 @@ __device__ void multiply_stages(const Problem& problem, Work work, std::uint32_t
 
 #endif
 
-template <class T>
+template <class T, int sum_stages>
 __global__ void __cluster_dims__(cluster_blocks, 1, 1) __launch_bounds__(product_threads, 1)
     multiply_tiles(const __grid_constant__ CUtensorMap left, const __grid_constant__ CUtensorMap right,
                    const __grid_constant__ Problem problem) {
@@ -397,7 +413,7 @@ __global__ void __cluster_dims__(cluster_blocks, 1, 1) __launch_bounds__(product
     }
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 160;");
-    multiply_stages<T>(problem, work, aligned, barriers, block, group);
+    multiply_stages<T, sum_stages>(problem, work, aligned, barriers, block, group);
   }
   __syncwarp();
   synchronize_cluster();  // the other block may still write here
@@ -538,7 +554,8 @@ void promoted_product(CudaStream& stream, const PromotedProduct& args) {
     kernel<<<static_cast<unsigned int>(clusters * cluster_blocks), product_threads, shared_bytes, stream.stream()>>>(
         left, right, problem);
   };
-  args.left.dtype == DType::f16 ? launch(multiply_tiles<__half>) : launch(multiply_tiles<__nv_bfloat16>);
+  const auto choose = [&]<class T>() { args.long_sums ? launch(multiply_tiles<T, 2>) : launch(multiply_tiles<T, 1>); };
+  args.left.dtype == DType::f16 ? choose.template operator()<__half>() : choose.template operator()<__nv_bfloat16>();
   if (problem.cut > 0) {
     join_pieces<<<grid_size(problem.cut * cluster_blocks * groups * joins), group_threads, 0, stream.stream()>>>(
         problem);

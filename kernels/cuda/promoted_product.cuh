@@ -16,8 +16,8 @@ struct TermRun {
 /// result[r, c] <- (result[r, c]) + sign · Σ over the runs, Σ_t left[a + t, r] · right[b + t, c].
 ///
 /// Tensor cores add products to a sum by truncating what it cannot hold: a bias that grows with the number of terms,
-/// and a catastrophe for terms that share a sum with massive ones. Here they add up 64 terms at most; these sums are
-/// added in fp32 with rounding to nearest.
+/// and a catastrophe for terms that share a sum with massive ones. Here they add up 64 terms at most, or 128; these
+/// sums are added in fp32 with rounding to nearest.
 ///
 /// Terms lie along rows: for XᵀX both operands are X. Row-major, any strides that allows_promoted_product() takes.
 struct PromotedProduct {
@@ -36,6 +36,7 @@ struct PromotedProduct {
   /// False: an element's bits do not depend on the extents of the result, nor on its place there. True: terms are cut
   /// where it keeps the whole GPU busy, which depends on m and n.
   bool cut_terms = false;
+  bool long_sums = false;  ///< sums of 128 terms: less work beside the tensor cores, a little less accurate
 };
 
 /// Whether this GPU has the instructions, and the operands the alignment.
