@@ -220,6 +220,7 @@ void RowSolver::walk(const Factorization& factorization, bool solving) {
     }
     measure(weights_, 2);
   }
+  exchange.drain();
 }
 
 void RowSolver::pack() {

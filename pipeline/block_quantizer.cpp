@@ -24,16 +24,13 @@ std::optional<Phase> phase_before(std::optional<Phase> phase) {
 
 }  // namespace
 
+std::string_view name_of(Propagation propagation) {
+  return propagation == Propagation::quantized ? "quantized" : "float";
+}
+
 nlohmann::json BlockSeconds::to_json() const {
-  return {{"load", load},
-          {"forward", forward},
-          {"hessian", quantize.hessian},
-          {"factor", quantize.factor},
-          {"grids", quantize.grids},
-          {"solve", quantize.solve},
-          {"finish", quantize.finish},
-          {"await_writer", await_writer},
-          {"fetch", fetch},
+  return {{"forward", forward},      {"hessian", quantize.hessian}, {"factor", quantize.factor},
+          {"grids", quantize.grids}, {"solve", quantize.solve},     {"finish", quantize.finish},
           {"total", total}};
 }
 
@@ -174,13 +171,15 @@ void BlockQuantizer::install(const BlockSpec& block, BlockWeights& weights,
 }
 
 BlockResult BlockQuantizer::quantize(const BlockSpec& block, BlockWeights& weights,
-                                     const std::function<void(Phase)>& entering) {
+                                     const std::function<void(Phase)>& entering, const std::function<void()>& leaving) {
   const auto start = Clock::now();
   BlockResult result;
+  const bool keeps_float = settings_.propagation == Propagation::unquantized;
+  const bool sequential = settings_.true_sequential && !keeps_float;
   // Without true-sequential every group sees the float block: the hidden states behind it are then thrown away.
   Buffer float_hidden;
   AnyView<2> through = hidden();
-  if (forward_ && !settings_.true_sequential) {
+  if (forward_ && !sequential && !keeps_float) {
     float_hidden = team_.backend.allocate(through.bytes());
     team_.backend.copy(team_.stream, float_hidden.data(), through.data, through.bytes());
     through.data = float_hidden.data();
@@ -202,16 +201,17 @@ BlockResult BlockQuantizer::quantize(const BlockSpec& block, BlockWeights& weigh
     }
     auto quantized =
         gptq::quantize_group(team_, group, hessian, settings_.spec, plan_.partition, &result.seconds.quantize);
-    if (settings_.true_sequential) {
+    if (sequential) {
       install(block, weights, quantized);
     }
     std::move(quantized.begin(), quantized.end(), std::back_inserter(result.linears));
   }
   const auto mark = Clock::now();
-  if (!settings_.true_sequential) {
+  leaving();
+  if (!sequential && !keeps_float) {
     install(block, weights, result.linears);
   }
-  if (forward_ && settings_.true_sequential) {
+  if (forward_ && (sequential || keeps_float)) {
     advance_all(block, weights, std::nullopt, through);
   } else if (forward_) {
     run_block(block, weights, hidden());

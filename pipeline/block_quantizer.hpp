@@ -12,18 +12,23 @@
 
 namespace gptqd::pipeline {
 
+/// Which activations a block's Hessians and the next blocks see.
+enum class Propagation : std::uint8_t {
+  quantized,    ///< of the quantized model so far: the errors of earlier linears are seen, and made up for
+  unquantized,  ///< of the float model: no block waits for the quantization of another
+};
+std::string_view name_of(Propagation propagation);
+
 struct BlockQuantizerSettings {
   gptq::QuantSpec spec;
   bool true_sequential = true;
+  Propagation propagation = Propagation::quantized;
 };
 
 /// Seconds of wall time that the parts of a block took on this rank.
 struct BlockSeconds {
-  double load = 0;  ///< waiting for the weights
   double forward = 0;
   gptq::StageSeconds quantize;
-  double await_writer = 0;  ///< waiting for the shard of the block before
-  double fetch = 0;         ///< of the results from the device, at the owner
   double total = 0;
 
   nlohmann::json to_json() const;
@@ -48,11 +53,13 @@ class BlockQuantizer {
   AnyView<2> hidden() const;
   /// Start of the model: hidden <- embeddings of this replica's samples. Does nothing without calibration.
   void embed(const io::TokenWindows& windows, const io::CheckpointReader& tensors);
-  /// Runs a block that is quantized already over the hidden states.
+  /// Runs a block as it is over the hidden states: one that is quantized already, or a float one.
   void replay(const BlockSpec& block, const BlockWeights& weights);
-  /// Quantizes a block's linears phase by phase, then leaves the hidden states behind the quantized block. Collective
-  /// over the team.
-  BlockResult quantize(const BlockSpec& block, BlockWeights& weights, const std::function<void(Phase)>& entering);
+  /// Quantizes a block's linears phase by phase, then leaves the hidden states behind the block, quantized or not
+  /// (Propagation). Collective over the team.
+  /// @param leaving  called when all linears are quantized: transfers that it starts go on beside the rest of the pass
+  BlockResult quantize(const BlockSpec& block, BlockWeights& weights, const std::function<void(Phase)>& entering,
+                       const std::function<void()>& leaving);
 
  private:
   struct MicroBatch {

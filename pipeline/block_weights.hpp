@@ -5,7 +5,7 @@
 #include <string>
 
 #include "kernels/backend.hpp"
-#include "pipeline/block_image.hpp"
+#include "pipeline/host_block.hpp"
 
 namespace gptqd::pipeline {
 
@@ -34,7 +34,7 @@ struct DeviceNorm {
 class BlockWeights {
  public:
   /// Takes the tensors out of `raw`, a device buffer with a block's image; float weights are converted, packed ones
-  /// dequantized. Asynchronous; `raw` must live until the stream has passed.
+  /// dequantized. Asynchronous: `raw` may go when this returns, as any buffer that enqueued work uses.
   /// @param stored  the model's dtype, to which dequantized weights are rounded
   /// @param bits    of packed linears
   BlockWeights(Backend& backend, Stream& stream, const BlockSpec& block, const std::vector<BlockTensor>& layout,

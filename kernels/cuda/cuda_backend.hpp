@@ -37,6 +37,10 @@ class CudaBackend final : public Backend {
   void fill_zero(Stream& stream, void* device, std::int64_t bytes) override;
 
   const CudaArena& arena() const { return arena_; }
+  /// For work that others wait for.
+  std::unique_ptr<CudaStream> create_urgent_stream() {
+    return std::make_unique<CudaStream>(gpu_, arena_, StreamPriority::urgent);
+  }
 
  protected:
   void run(Stream& stream, const LinearArgs& args) override;
