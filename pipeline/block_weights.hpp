@@ -5,7 +5,7 @@
 #include <string>
 
 #include "kernels/backend.hpp"
-#include "pipeline/host_block.hpp"
+#include "pipeline/block_image.hpp"
 
 namespace gptqd::pipeline {
 

@@ -191,8 +191,7 @@ void CudaBackend::run(Stream& stream, const GramPanelArgs& args) {
                                     .result = args.panel.as<float>(),
                                     .accumulate = args.accumulate,
                                     .lower = true,
-                                    .cut_terms = true,
-                                    .long_sums = true});
+                                    .cut_terms = true});
     }
     with_floating_type(args.x.dtype, [&]<class T>() { gram_in_full<T>(own, args); });
   });

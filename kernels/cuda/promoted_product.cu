@@ -20,8 +20,10 @@ constexpr int product_threads = (groups + 1) * group_threads;
 constexpr int tile_rows = groups * 64;
 constexpr int block_cols = 128;
 constexpr int tile_cols = cluster_blocks * block_cols;
-/// Terms of one stage in shared memory, and of a short sum on the tensor cores.
-constexpr int stage_terms = PromotedProduct::sum_terms;
+/// Terms of one stage in shared memory.
+constexpr int stage_terms = PromotedProduct::run_unit;
+/// Stages whose terms the tensor cores sum.
+constexpr int sum_stages = PromotedProduct::sum_terms / stage_terms;
 constexpr int stages = 5;
 /// Shared memory holds atoms: 64 columns of 64 terms, a term's columns in 128 bytes, swizzled by 8 terms.
 constexpr int atom_cols = 64;
@@ -328,8 +330,8 @@ __device__ void load_stages(const CUtensorMap& left, const CUtensorMap& right, c
   }
 }
 
-/// One warpgroup: 64 rows of each tile. Tensor cores sum the terms of `sum_stages` stages.
-template <class T, int sum_stages>
+/// One warpgroup: 64 rows of each tile.
+template <class T>
 __device__ void multiply_stages(const Problem& problem, Work work, std::uint32_t memory, const Barriers& barriers,
                                 std::uint32_t block, int group) {
   const int thread = static_cast<int>(threadIdx.x) % group_threads;
@@ -342,7 +344,7 @@ __device__ void multiply_stages(const Problem& problem, Work work, std::uint32_t
   while (work.next()) {
     float sums[sums_of_a_thread] = {};
     for (int begin = work.begin; begin < work.end; begin += sum_stages) {
-      const int count = sum_stages == 1 ? 1 : min(sum_stages, work.end - begin);
+      const int count = min(sum_stages, work.end - begin);
       float products[sums_of_a_thread];
       keep(products);
       int last = 0;
@@ -387,7 +389,7 @@ __device__ void multiply_stages(const Problem& problem, Work work, std::uint32_t
 
 #endif
 
-template <class T, int sum_stages>
+template <class T>
 __global__ void __cluster_dims__(cluster_blocks, 1, 1) __launch_bounds__(product_threads, 1)
     multiply_tiles(const __grid_constant__ CUtensorMap left, const __grid_constant__ CUtensorMap right,
                    const __grid_constant__ Problem problem) {
@@ -413,7 +415,7 @@ __global__ void __cluster_dims__(cluster_blocks, 1, 1) __launch_bounds__(product
     }
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 160;");
-    multiply_stages<T, sum_stages>(problem, work, aligned, barriers, block, group);
+    multiply_stages<T>(problem, work, aligned, barriers, block, group);
   }
   __syncwarp();
   synchronize_cluster();  // the other block may still write here
@@ -554,8 +556,7 @@ void promoted_product(CudaStream& stream, const PromotedProduct& args) {
     kernel<<<static_cast<unsigned int>(clusters * cluster_blocks), product_threads, shared_bytes, stream.stream()>>>(
         left, right, problem);
   };
-  const auto choose = [&]<class T>() { args.long_sums ? launch(multiply_tiles<T, 2>) : launch(multiply_tiles<T, 1>); };
-  args.left.dtype == DType::f16 ? choose.template operator()<__half>() : choose.template operator()<__nv_bfloat16>();
+  args.left.dtype == DType::f16 ? launch(multiply_tiles<__half>) : launch(multiply_tiles<__nv_bfloat16>);
   if (problem.cut > 0) {
     join_pieces<<<grid_size(problem.cut * cluster_blocks * groups * joins), group_threads, 0, stream.stream()>>>(
         problem);
@@ -601,7 +602,7 @@ __global__ void __launch_bounds__(split_side* split_rows)
 }
 
 std::int64_t split_part_rows(std::int64_t terms) {
-  return divide_up(terms, std::int64_t{PromotedProduct::sum_terms}) * PromotedProduct::sum_terms;
+  return divide_up(terms, std::int64_t{PromotedProduct::run_unit}) * PromotedProduct::run_unit;
 }
 std::int64_t split_pitch(std::int64_t cols) { return divide_up(cols, 8) * 8; }
 
