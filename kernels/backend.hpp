@@ -40,6 +40,9 @@ struct PieceSizes {
   std::int64_t gram_tokens = 0;    ///< rows of X that one gram_panel takes where they lie together; 0: a micro-batch
 };
 
+/// Of a CUDA backend, for whoever plans without one.
+inline constexpr PieceSizes gpu_pieces{.panel_columns = 2048, .row_tile = 2048, .gram_tokens = 32768};
+
 /// Where a backend's buffers lie: what decides how ranks exchange them.
 enum class MemoryKind : std::uint8_t { host, cuda };
 

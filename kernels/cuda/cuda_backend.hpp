@@ -20,9 +20,7 @@ class CudaBackend final : public Backend {
   explicit CudaBackend(const CudaBackendOptions& options);
 
   MemoryKind memory_kind() const override { return MemoryKind::cuda; }
-  PieceSizes preferred_pieces() const override {
-    return {.panel_columns = 2048, .row_tile = 2048, .gram_tokens = 32768};
-  }
+  PieceSizes preferred_pieces() const override { return gpu_pieces; }
   std::string describe() const override;
   /// The model's own type where the tensor cores take it (f16, bf16), else f32.
   DType compute_dtype(DType model) const override;
