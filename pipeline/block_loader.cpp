@@ -35,11 +35,9 @@ void BlockLoader::prefetch(std::int64_t block) {
 }
 
 BlockLoader::Ahead BlockLoader::read(std::int64_t block, const PackedSource& packed) {
-  const HostBlock host = read_host_block(context_.tensors, context_.model.blocks[static_cast<std::size_t>(block)],
-                                         packed, [this] { context_.progress.tick(); });
-  Ahead ahead{.layout = host.layout(), .raw = context_.backend.allocate(std::ssize(host.data))};
-  context_.backend.copy_to_device(*copy_stream_, ahead.raw.data(), host.data.data(), ahead.raw.bytes());
-  copy_stream_->synchronize();  // `host` goes out of scope
+  const auto image = block_image(context_.tensors, context_.model.blocks[static_cast<std::size_t>(block)], packed);
+  Ahead ahead{.layout = image.layout(), .raw = context_.backend.allocate(image.bytes)};
+  fill_buffer(context_.backend, *copy_stream_, ahead.raw, image.pieces, [this] { context_.progress.tick(); });
   return ahead;
 }
 
@@ -63,7 +61,7 @@ void BlockLoader::start(std::int64_t block) {
 }
 
 void BlockLoader::bring(std::int64_t block, Ahead own, const std::string& layout) {
-  Coming coming{.block = block, .layout = HostBlock::parse_layout(layout), .raw = {}, .pending = {}};
+  Coming coming{.block = block, .layout = BlockImage::parse_layout(layout), .raw = {}, .pending = {}};
   const std::int64_t bytes = coming.layout.back().offset + coming.layout.back().bytes();
   coming.raw = own.raw ? std::move(own.raw) : context_.backend.allocate(bytes);
   coming.pending =

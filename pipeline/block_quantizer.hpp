@@ -91,16 +91,17 @@ class BlockQuantizer {
 /// A quantized linear on its way from the device to a shard.
 class FetchedLinear {
  public:
-  /// Enqueues the copies. The linear must stay in place until the stream has passed.
+  /// Enqueues the copies. The linear and this must stay until the stream has passed.
   FetchedLinear(Backend& backend, Stream& stream, const gptq::QuantizedLinear& linear, const gptq::QuantSpec& spec);
   /// The form of shards and artifacts: transposes at the host, on any thread, once the stream has passed.
   io::PackedLinear packed() &&;
 
  private:
   io::PackedLinear linear_;
-  std::vector<std::uint32_t> codes_;  // [rows, words]
-  std::vector<float> scales_;         // [rows, groups]
-  std::vector<std::uint8_t> zeros_;   // [rows, groups]
+  std::int64_t groups_ = 0;
+  Buffer codes_;   // host: u32 [rows, words]
+  Buffer scales_;  // host: f32 [rows, groups]
+  Buffer zeros_;   // host: u8 [rows, groups]
 };
 
 }  // namespace gptqd::pipeline

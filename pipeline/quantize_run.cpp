@@ -167,7 +167,12 @@ class StageRun {
         communicator_(comm::make_communicator(grid_.replicas_group(), backend)),
         world_communicator_(plan.grid.stages > 1 ? comm::make_communicator(world.group(), backend) : nullptr),
         store_(config.work),
-        team_{.backend = backend, .stream = *stream_, .communicator = *communicator_, .group = grid_.replicas_group()},
+        beside_(backend.create_background_stream()),
+        team_{.backend = backend,
+              .stream = *stream_,
+              .communicator = *communicator_,
+              .group = grid_.replicas_group(),
+              .beside = beside_.get()},
         quantizer_(team_, source.model, plan, grid_.replica(),
                    {.spec = spec, .true_sequential = config.true_sequential, .propagation = config.propagation}),
         loader_(
@@ -428,6 +433,7 @@ class StageRun {
   std::unique_ptr<comm::Communicator> communicator_;
   std::unique_ptr<comm::Communicator> world_communicator_;  ///< between stages, where there are several
   io::ShardStore store_;
+  std::unique_ptr<Stream> beside_;
   gptq::Team team_;
   BlockQuantizer quantizer_;
   BlockLoader loader_;

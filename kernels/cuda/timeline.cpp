@@ -15,9 +15,14 @@ UniqueStream make_stream(StreamPriority priority) {
   int least = 0;
   int greatest = 0;
   check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "asking for priorities of streams");
+  int value = least;  // lower numbers go first
+  if (priority == StreamPriority::urgent) {
+    value = greatest;
+  } else if (priority == StreamPriority::normal) {
+    value = std::max(greatest, least - 1);
+  }
   cudaStream_t stream = nullptr;
-  check(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, priority == StreamPriority::urgent ? greatest : 0),
-        "creating a stream");
+  check(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, value), "creating a stream");
   return UniqueStream(stream);
 }
 

@@ -61,7 +61,7 @@ class Gpu {
 };
 
 /// Which stream's blocks the GPU takes first where several wait for room.
-enum class StreamPriority : std::uint8_t { normal, urgent };
+enum class StreamPriority : std::uint8_t { background, normal, urgent };
 
 /// Work of one stream, numbered 1, 2, ... as it is enqueued. Thread-safe.
 ///
