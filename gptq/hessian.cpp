@@ -60,25 +60,20 @@ void add_in_a_tree(std::vector<double>& sums, int leaves, std::int64_t n) {
 
 std::int64_t bytes_of(PanelShape shape) { return shape.rows * shape.cols * size_of(DType::f32); }
 
-/// Buffers of one panel's tree on the rank with most: the same on every rank.
+/// Buffers of one panel's tree on a rank.
 struct TreeBuffers {
   std::int64_t computing = 0;  ///< while its leaves are pushed
   std::int64_t own = 0;        ///< nodes that are left then
-  std::int64_t received = 0;   ///< nodes that its owner gets of other ranks
+  std::int64_t received = 0;   ///< nodes that it gets of other ranks for a panel of its own
 };
-TreeBuffers tree_buffers(int ranks, int leaves) {
-  TreeBuffers buffers;
-  std::int64_t nodes = 0;
-  std::int64_t least = leaves;
-  for (int rank = 0; rank < ranks; ++rank) {
-    const auto range = comm::leaves_of(rank, ranks, leaves);
-    const std::int64_t own = std::ssize(comm::nodes_of(range));
-    buffers.computing = std::max<std::int64_t>(buffers.computing, comm::most_buffers(range));
-    buffers.own = std::max(buffers.own, own);
-    least = std::min(least, own);
-    nodes += own;
+TreeBuffers tree_buffers(int ranks, int rank, int leaves) {
+  const auto nodes = [&](int r) {
+    return static_cast<std::int64_t>(comm::nodes_of(comm::leaves_of(r, ranks, leaves)).size());
+  };
+  TreeBuffers buffers{.computing = comm::most_buffers(comm::leaves_of(rank, ranks, leaves)), .own = nodes(rank)};
+  for (int r = 0; r < ranks; ++r) {
+    buffers.received += r == rank ? 0 : nodes(r);
   }
-  buffers.received = nodes - least;
   return buffers;
 }
 
@@ -100,27 +95,33 @@ std::int64_t ActivationChunk::bytes() const {
   return sum;
 }
 
-std::int64_t resident_sums_bytes(const PanelLayout& layout, int ranks, int leaves) {
-  const auto tree = tree_buffers(ranks, leaves);
-  std::int64_t largest = 0;
-  for (int k = 0; k < layout.count(); ++k) {
-    largest = std::max(largest, bytes_of(layout.at(k)));
+std::int64_t resident_sums_bytes(const PanelLayout& layout, int ranks, int rank, int leaves) {
+  const auto tree = tree_buffers(ranks, rank, leaves);
+  const int together = std::min(ranks, most_panels_together);
+  std::int64_t most = 0;
+  std::int64_t size = 0;        // of a buffer: they serve all panels
+  std::int64_t on_the_way = 0;  // of the panels before
+  for (int k = layout.count() - 1; k >= 0;) {
+    std::int64_t bytes = 0;
+    for (const int end = std::max(-1, k - together); k > end; --k) {
+      size = std::max(size, bytes_of(layout.at(k)));
+      most = std::max(most, on_the_way + bytes + tree.computing * size);
+      bytes += (tree.own + (k % ranks == rank ? tree.received : 0)) * size;
+    }
+    most = std::max(most, on_the_way + bytes);
+    on_the_way = ranks == 1 ? 0 : bytes;
   }
-  if (ranks == 1) {
-    return tree.computing * largest;
-  }
-  // One batch of panels on its way while the next one is computed.
-  const std::int64_t together = std::min({layout.count(), ranks, most_panels_together});
-  const std::int64_t batches = layout.count() > together ? 2 : 1;
-  return (tree.computing + batches * (together * tree.own + tree.received)) * largest;
+  return most;
 }
 
 std::vector<PanelPass> panel_passes(const PanelLayout& layout, int ranks, int leaves, std::int64_t room) {
-  const auto tree = tree_buffers(ranks, leaves);
-  const auto sums = [&](int k) {
-    // A rank owns every ranks-th panel.
-    return bytes_of(layout.at(k)) * (tree.computing + (tree.received + ranks - 1) / ranks);
-  };
+  // The same on every rank; an owner has every ranks-th panel.
+  std::int64_t buffers = 0;
+  for (int rank = 0; rank < ranks; ++rank) {
+    const auto tree = tree_buffers(ranks, rank, leaves);
+    buffers = std::max(buffers, tree.computing + (tree.received + ranks - 1) / ranks);
+  }
+  const auto sums = [&](int k) { return bytes_of(layout.at(k)) * buffers; };
   const int least = std::min(ranks, most_panels_together);
   std::vector<PanelPass> passes;
   for (int k = layout.count() - 1; k >= 0; --k) {

@@ -48,8 +48,8 @@ struct HessianInput {
   std::optional<ConstTensorView<double, 2>> square_sums = std::nullopt;
 };
 
-/// Device bytes of the sums that make H of activations on the device, on the rank with most, beside H.
-std::int64_t resident_sums_bytes(const PanelLayout& layout, int ranks, int leaves);
+/// Device bytes, beside H, of the sums that make H of activations on the device.
+std::int64_t resident_sums_bytes(const PanelLayout& layout, int ranks, int rank, int leaves);
 
 /// How XᵀX of parked activations is cut: each pass over X makes panels [last, first], descending, with one tree of sums
 /// each. A pass takes what fits into `room` bytes, and at least as many panels as ranks, up to four.

@@ -94,8 +94,13 @@ Plan make_plan(const ModelSpec& model, const PlanRequest& request) {
   plan.memory = request.memory;
   if (request.activations) {
     plan.activations = *request.activations;
-  } else if (request.available && !fits(plan.bytes_per_rank(model).most, *request.available)) {
-    plan.activations = Activations::parked;
+  } else if (request.available) {
+    const auto resident = rank_memory(model, plan, plan.memory, Activations::resident).most;
+    const auto parked = rank_memory(model, plan, plan.memory, Activations::parked).most;
+    // Few tokens take no less when they are parked.
+    if (!fits(resident, *request.available) && parked.device < resident.device) {
+      plan.activations = Activations::parked;
+    }
   }
   return plan;
 }
