@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <filesystem>
+#include <limits>
 
 #include "comm/world.hpp"
 #include "io/json_file.hpp"
@@ -35,7 +36,14 @@ struct Prediction {
   pipeline::RankMemory memory;
 };
 
-std::int64_t element_bytes(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
+/// Of a run on a GPU with the defaults for what is not given.
+pipeline::MemorySettings memory_settings(const pipeline::ModelSpec& model, int bits) {
+  pipeline::MemorySettings settings{
+      .kind = MemoryKind::cuda, .compute = model.dtype, .gram_tokens = gpu_pieces.gram_tokens};
+  settings.spec.bits = bits;
+  settings.spec.clip = gptq::default_clip(settings.spec.method, settings.spec.group_size);
+  return settings;
+}
 
 pipeline::BlockCost predict(const pipeline::ModelSpec& model, const pipeline::Plan& plan, const Machine& machine,
                             int bits) {
@@ -48,7 +56,9 @@ pipeline::Plan plan_of(const pipeline::ModelSpec& model, const pipeline::Measure
                                      .samples = run.samples,
                                      .seqlen = run.seqlen,
                                      .micro_batch_tokens = run.micro_batch_samples * run.seqlen,
-                                     .partition = run.partition});
+                                     .partition = run.partition,
+                                     .memory = memory_settings(model, run.bits),
+                                     .activations = run.activations});
 }
 
 pipeline::ModelSpec model_named(const std::string& name) {
@@ -90,7 +100,7 @@ void print_measured(const std::vector<pipeline::MeasuredRun>& runs, const std::v
     const auto& run = runs[i];
     const auto plan = plan_of(models[i], run);
     const double predicted = predict(models[i], plan, machine, run.bits).total();
-    const auto memory = pipeline::rank_memory(models[i], plan, element_bytes(models[i].dtype));
+    const auto memory = plan.bytes_per_rank(models[i]);
     const auto* base = alone(runs, run);
     const double speedup = base == nullptr ? 0.0 : base->wall / run.wall;
     fmt::print("{:32} {:5} {:6} {:7.3f}{} | {:7} {:>10} | {:9.3f} {:+5.1f}% | {:7.2f} {:7.2f}\n", run.model, run.ranks,
@@ -98,7 +108,7 @@ void print_measured(const std::vector<pipeline::MeasuredRun>& runs, const std::v
                base == nullptr ? std::string("-") : fmt::format("{:.2f}x", speedup),
                base == nullptr ? std::string("-") : fmt::format("{:.1f} %", 100 * speedup / run.ranks), predicted,
                100 * (predicted / run.wall - 1), static_cast<double>(run.peak_bytes) / 1e9,
-               static_cast<double>(memory.total()) / 1e9);
+               static_cast<double>(memory.most.device) / 1e9);
   }
   fmt::print(
       "\nMeasured, rank by rank: seconds a block. idle: its stream was empty; exposed: its stream stood still for\n"
@@ -150,26 +160,27 @@ void print_predictions(const std::string& name, const pipeline::ModelSpec& model
   fmt::print("\n{}: {} blocks, {:.1f} M weights in linears, {} x {} tokens, {} bits{}\n", name, model.blocks.size(),
              static_cast<double>(model.parameters()) / 1e6, request.samples, request.seqlen, bits,
              machine.calibration.empty() ? "; rates of an NVIDIA H200" : "; rates fitted to the runs on one rank");
-  fmt::print("{:>5} {:>7}{} {:>8} | {:>8} {:>7} {:>10} | {:>8} {:>8}\n", "ranks", "block", stage_headings(), "exchange",
-             "model", "speedup", "efficiency", "GB", "of cols²");
+  fmt::print("{:>5} {:>7}{} {:>8} | {:>8} {:>7} {:>10} | {:>8} {:>8} {:>8}\n", "ranks", "block", stage_headings(),
+             "exchange", "model", "speedup", "efficiency", "GB", "of cols²", "parked");
   double one = 0;
   for (const int count : ranks) {
     auto asked = request;
     asked.ranks = count;
     const auto plan = pipeline::make_plan(model, asked);
     const auto cost = predict(model, plan, machine, bits);
-    const auto memory = pipeline::rank_memory(model, plan, element_bytes(model.dtype));
+    const auto memory = plan.bytes_per_rank(model);
     if (one == 0) {
       asked.ranks = request.stages;
       one = predict(model, pipeline::make_plan(model, asked), machine, bits).total() * request.stages;
     }
     const double speedup = one / request.stages / cost.total();
-    fmt::print("{:5} {:7.3f}{} {:8.3f} | {:>8} {:6.2f}x {:8.1f} % | {:8.2f} {:8.2f}{}\n", count, cost.total(),
+    fmt::print("{:5} {:7.3f}{} {:8.3f} | {:>8} {:6.2f}x {:8.1f} % | {:8.2f} {:8.2f} {:8.2f}{}\n", count, cost.total(),
                stage_seconds(cost), cost.exchange, human_seconds(cost.total() * blocks), speedup,
-               100 * speedup * request.stages / count, static_cast<double>(memory.total()) / 1e9,
-               static_cast<double>(memory.square) / 1e9, plan.leaves_raised ? "  (more leaves: other bytes)" : "");
+               100 * speedup * request.stages / count, static_cast<double>(memory.most.device) / 1e9,
+               static_cast<double>(memory.square) / 1e9, static_cast<double>(memory.most.host) / 1e9,
+               plan.leaves_raised ? "  (more leaves: other bytes)" : "");
   }
-  const auto model_bytes = static_cast<double>(model.parameters()) * static_cast<double>(element_bytes(model.dtype));
+  const auto model_bytes = static_cast<double>(model.parameters()) * static_cast<double>(size_of(model.dtype));
   fmt::print("Beside this, overlapped where it is shorter: {} to read at {:.1f} GB/s take {}\n",
              human_bytes(static_cast<std::int64_t>(model_bytes)), read_bytes / 1e9,
              human_seconds(model_bytes / read_bytes));
@@ -216,6 +227,9 @@ po::options_description plan_options() {
       "between nodes, a GPU's share")("gpus-per-node",
                                       po::value<std::int64_t>()->default_value(rates.gpus_per_node)->value_name("N"),
                                       "GPUs that a node's own links join")(
+      "activations", po::value<std::string>()->default_value("auto")->value_name("auto|resident|parked"),
+      "as for quantize")("gpu-memory", po::value<double>()->default_value(80)->value_name("GB"),
+                         "of a GPU: for --activations auto")(
       "read", po::value<double>()->default_value(2)->value_name("GB/s"), "rate at which weights are read");
   return options;
 }
@@ -242,12 +256,16 @@ int plan_command(const Arguments& arguments) {
       throw Error(ErrorKind::usage, "--ranks: expected numbers from 1 to 65,536");
     }
   }
-  pipeline::PlanRequest request{.stages = static_cast<int>(positive_count(line, "stages")),
-                                .samples = positive_count(line, "samples"),
-                                .seqlen = positive_count(line, "seqlen"),
-                                .partition = {.leaves = static_cast<int>(positive_count(line, "hessian-leaves")),
-                                              .panel_columns = positive_count(line, "panel-columns"),
-                                              .row_tile = positive_count(line, "row-tile")}};
+  pipeline::PlanRequest request{
+      .stages = static_cast<int>(positive_count(line, "stages")),
+      .samples = positive_count(line, "samples"),
+      .seqlen = positive_count(line, "seqlen"),
+      .partition = {.leaves = static_cast<int>(positive_count(line, "hessian-leaves")),
+                    .panel_columns = positive_count(line, "panel-columns"),
+                    .row_tile = positive_count(line, "row-tile")},
+      .activations = pipeline::activations_from_name(line.get<std::string>("activations")),
+      .available = pipeline::MemoryBytes{.device = static_cast<std::int64_t>(positive(line, "gpu-memory") * 1e9),
+                                         .host = std::numeric_limits<std::int64_t>::max()}};
   if (comm::launcher_rank() != 0) {
     return 0;  // started under mpirun: one process is enough
   }
@@ -275,7 +293,9 @@ int plan_command(const Arguments& arguments) {
   const double read_bytes = positive(line, "read") * 1e9;
   if (line.has("model")) {
     const auto& name = line.get<std::string>("model");
-    print_predictions(name, model_named(name), request, ranks, machine, bits, read_bytes);
+    const auto model = model_named(name);
+    request.memory = memory_settings(model, bits);
+    print_predictions(name, model, request, ranks, machine, bits, read_bytes);
     return 0;
   }
   std::vector<std::string> seen;
@@ -285,6 +305,7 @@ int plan_command(const Arguments& arguments) {
       request.samples = runs[i].samples;
       request.seqlen = runs[i].seqlen;
       request.partition = runs[i].partition;
+      request.memory = memory_settings(models[i], runs[i].bits);
       print_predictions(runs[i].model, models[i], request, ranks, machine, runs[i].bits, read_bytes);
     }
   }

@@ -97,6 +97,9 @@ po::options_description expert_options() {
       "* tokens computed together")("solver-precision",
                                     po::value<std::string>()->default_value("f32")->value_name("f32|f64"),
                                     "* arithmetic of factorization and solve")(
+      "activations", po::value<std::string>()->default_value("auto")->value_name("auto|resident|parked"),
+      "where the inputs of linears live for all calibration tokens: on the device; or in page-locked host memory, "
+      "brought to the device beside the work. auto: parked where they do not fit on the device. Results are the same")(
       "allow-mixed", po::bool_switch(), "continue shards made by another version of the program, backend or BLAS");
   return options;
 }
@@ -221,6 +224,7 @@ pipeline::QuantizeConfig quantize_config(const CommandLine& line) {
   }
   config.calibration = calibration_request(line);
   config.micro_batch_tokens = positive<std::int64_t>(line, "micro-batch-tokens");
+  config.activations = pipeline::activations_from_name(line.get<std::string>("activations"));
   config.true_sequential = choose(line, "true-sequential", "no-true-sequential", true);
   const auto& propagate = line.get<std::string>("propagate");
   if (propagate != "quantized" && propagate != "float") {

@@ -181,38 +181,6 @@ BlockCost block_floor(const BlockSpec& block, const Plan& plan, const Ceilings& 
   return floor;
 }
 
-RankMemory rank_memory(const ModelSpec& model, const Plan& plan, std::int64_t element_bytes) {
-  const auto& block = model.blocks.front();
-  RankMemory memory;
-  std::int64_t widest = 0;
-  std::int64_t weights = 0;
-  for (const Phase phase : phases) {
-    const std::int64_t n = block.input_width(phase);
-    std::int64_t rows = 0;
-    for (const auto& linear : block.group(phase)) {
-      rows += linear.rows;
-    }
-    weights += rows * n;
-    if (phase == Phase::attention_out || phase == Phase::mlp_out) {
-      widest = std::max(widest, n);
-    }
-    const gptq::PanelLayout layout(n, plan.partition.panel_columns);
-    std::int64_t own = 0;
-    std::int64_t largest = 0;
-    for (int k = 0; k < layout.count(); ++k) {
-      const auto shape = layout.at(k);
-      const auto bytes = shape.rows * shape.cols * static_cast<std::int64_t>(sizeof(float));
-      own += k % plan.grid.replicas == 0 ? bytes : 0;
-      largest = std::max(largest, bytes);
-    }
-    memory.square = std::max(memory.square, 2 * own + 2 * largest);
-    memory.rows = std::max(memory.rows, 3 * most_rows(plan, rows) * n * static_cast<std::int64_t>(sizeof(float)));
-  }
-  memory.activations = most_tokens(plan) * (2 * model.hidden + widest) * element_bytes;
-  memory.weights = 2 * weights * element_bytes;
-  return memory;
-}
-
 MeasuredRun measured_run(const nlohmann::json& report, const std::string& path) {
   MeasuredRun run;
   const auto fingerprint = io::get<nlohmann::json>(report, "fingerprint", path);
@@ -229,6 +197,9 @@ MeasuredRun measured_run(const nlohmann::json& report, const std::string& path) 
                    .panel_columns = io::get<std::int64_t>(partition, "panel_columns", path),
                    .row_tile = io::get<std::int64_t>(partition, "row_tile", path)};
   run.bits = io::get<int>(io::get<nlohmann::json>(fingerprint, "spec", path), "bits", path);
+  if (const auto where = activations_from_name(io::get_or<std::string>(report, "activations", "resident", path))) {
+    run.activations = *where;
+  }
   for (const auto bytes : io::get<std::vector<std::int64_t>>(report, "peak_bytes_per_rank", path)) {
     run.peak_bytes = std::max(run.peak_bytes, bytes);
   }

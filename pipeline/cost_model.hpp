@@ -1,5 +1,5 @@
 #pragma once
-/// @file How long a block takes and how much memory a rank needs, on GPUs, before anything runs: from rates.
+/// @file How long a block takes on GPUs, before anything runs: from rates.
 #include <array>
 #include <cstdint>
 #include <nlohmann/json.hpp>
@@ -71,18 +71,6 @@ Ceilings ceilings_of(const nlohmann::json& bench, const std::string& path);
 /// float_flops, or six bf16 products if those are faster. Stages without arithmetic to speak of are 0.
 BlockCost block_floor(const BlockSpec& block, const Plan& plan, const Ceilings& ceilings);
 
-/// Device memory of one rank, in bytes.
-struct RankMemory {
-  std::int64_t activations = 0;  ///< hidden states and the inputs of phases
-  std::int64_t weights = 0;      ///< of this block and the next
-  std::int64_t square = 0;       ///< H and L by panels with those on their way: what is of cols² size, at its most
-  std::int64_t rows = 0;         ///< own rows of W, their errors, the errors of rounding
-
-  std::int64_t total() const { return activations + weights + std::max(square, rows + square / 2); }
-};
-/// @param element_bytes  of an activation and a weight
-RankMemory rank_memory(const ModelSpec& model, const Plan& plan, std::int64_t element_bytes);
-
 /// What a finished run's report says of its speed.
 struct MeasuredRun {
   std::string model;    ///< as --model named it
@@ -94,6 +82,7 @@ struct MeasuredRun {
   std::int64_t micro_batch_samples = 1;
   gptq::Partition partition;
   int bits = 4;
+  Activations activations = Activations::resident;
   std::int64_t peak_bytes = 0;  ///< of the rank with most
   BlockCost mean;               ///< stages on average over ranks and blocks; no exchange
   double wall = 0;              ///< from block to block on average, at the slowest rank

@@ -12,6 +12,7 @@
 #include "comm/process_grid.hpp"
 #include "io/atomic_file.hpp"
 #include "io/json_file.hpp"
+#include "kernels/available_memory.hpp"
 #include "pipeline/artifact.hpp"
 #include "pipeline/block_loader.hpp"
 #include "pipeline/block_quantizer.hpp"
@@ -173,8 +174,12 @@ class StageRun {
               .communicator = *communicator_,
               .group = grid_.replicas_group(),
               .beside = beside_.get()},
-        quantizer_(team_, source.model, plan, grid_.replica(),
-                   {.spec = spec, .true_sequential = config.true_sequential, .propagation = config.propagation}),
+        quantizer_([&] {
+          const auto step = world.long_host_step("taking memory for the activations");  // locking pages takes its time
+          return BlockQuantizer(
+              team_, source.model, plan, grid_.replica(),
+              {.spec = spec, .true_sequential = config.true_sequential, .propagation = config.propagation});
+        }()),
         loader_(
             {.backend = backend,
              .stream = *stream_,
@@ -489,6 +494,41 @@ gptq::Partition resolved(gptq::Partition partition, const Backend& backend) {
   return partition;
 }
 
+MemorySettings memory_settings(const ModelSpec& model, const QuantizeConfig& config, const gptq::QuantSpec& spec,
+                               const Backend& backend) {
+  return {.spec = spec,
+          .kind = backend.memory_kind(),
+          .compute = backend.compute_dtype(model.dtype),
+          .gram_tokens = backend.preferred_pieces().gram_tokens,
+          .keeps_hidden_before_block = !config.true_sequential && config.propagation == Propagation::quantized};
+}
+
+/// The least that a rank has left: the same answer on every rank.
+MemoryBytes available_to_each(comm::World& world, const Backend& backend) {
+  const std::int64_t host = available_host_bytes() / world.local_size();
+  const std::int64_t device = backend.memory_kind() == MemoryKind::host ? host : available_bytes(backend);
+  return {.device = -world.group().all_max(-device, "memory left"),
+          .host = -world.group().all_max(-host, "memory left")};
+}
+
+/// Says it before hours of work, where more than there is may be needed.
+void note_shortage(const Plan& plan, const ModelSpec& model, const MemoryBytes& available,
+                   const RunObserver& observer) {
+  const auto needs = plan.bytes_per_rank(model).most;
+  const auto gigabytes = [](std::int64_t bytes) { return static_cast<double>(bytes) / 1e9; };
+  const auto note = [&](std::int64_t needed, std::int64_t left, std::string_view where) {
+    if (needed > left) {
+      observer.note(
+          fmt::format("a rank needs about {:.2f} GB {} and has {:.2f} GB left: the run may end for want of "
+                      "memory; use more ranks{}, fewer --samples or a shorter --seqlen",
+                      gigabytes(needed), where, gigabytes(left),
+                      plan.activations == Activations::resident ? ", --activations parked" : ""));
+    }
+  };
+  note(needs.device, available.device, plan.memory.kind == MemoryKind::host ? "of memory" : "on its GPU");
+  note(needs.host, available.host, "of page-locked host memory");
+}
+
 void require_valid(const io::ShardStore& store, std::int64_t blocks) {
   for (std::int64_t block = 0; block < blocks; ++block) {
     const auto state = store.state(block);
@@ -549,14 +589,19 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
       spec.dead_diagonal = static_cast<double>(windows->samples) / 2;  // 1 on the scale of 2/N XᵀX
     }
   }
+  const MemoryBytes available = available_to_each(world, backend);
   const Plan plan = make_plan(source.model, {.ranks = world.size(),
                                              .stages = config.stages,
                                              .samples = windows ? windows->samples : 0,
                                              .seqlen = windows ? windows->seqlen : 0,
                                              .micro_batch_tokens = config.micro_batch_tokens,
-                                             .partition = resolved(config.partition, backend)});
+                                             .partition = resolved(config.partition, backend),
+                                             .memory = memory_settings(source.model, config, spec, backend),
+                                             .activations = config.activations,
+                                             .available = available});
   if (world.rank() == 0) {
     observer.note(plan.summary(source.model));
+    note_shortage(plan, source.model, available, observer);
     if (plan.leaves_raised) {
       observer.note(fmt::format(
           "--hessian-leaves raised to {}, one a rank at least: the bytes differ from those of a run with fewer ranks",
@@ -627,7 +672,9 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
         {"fingerprint_hash", fingerprint_hash(found.fingerprint)},
         {"ranks", world.size()},
         {"stages", plan.grid.stages},
+        {"activations", name_of(plan.activations)},
         {"peak_bytes_per_rank", peaks},
+        {"planned_bytes_per_rank", plan.bytes_per_rank(source.model).most.device},
         {"blocks", {{"total", plan.blocks}, {"computed", summary.blocks_computed}, {"found", summary.blocks_found}}},
         {"seconds", {{"total", summary.seconds}, {"blocks", blocks_seconds}, {"merge", seconds_since(merge_start)}}},
         {"model_flops", mega_flops * 1e6},

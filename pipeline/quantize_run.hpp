@@ -24,6 +24,7 @@ struct QuantizeConfig {
   std::int64_t micro_batch_tokens = 4096;
   bool true_sequential = true;
   Propagation propagation = Propagation::quantized;
+  std::optional<Activations> activations = std::nullopt;  ///< nothing: as memory allows
   int stages = 1;
   std::int64_t max_fallbacks = 0;
   bool allow_mixed = false;  ///< continue shards made by another version, backend or BLAS
