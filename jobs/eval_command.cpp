@@ -28,7 +28,8 @@ using Words = std::vector<std::string>;
 
 po::options_description evaluation_options() {
   po::options_description options("Evaluation", 100, 50);
-  options.add_options()("model", po::value<std::string>()->value_name("NAME|DIR"), "float model or GPTQ artifact")(
+  options.add_options()("model", po::value<std::string>()->value_name("NAME|DIR"),
+                        "float model or artifact (gptq, gptq_v2, compressed-tensors)")(
       "compare", po::value<Words>()->multitoken()->value_name("NAME|DIR..."),
       "more models, to be compared with the first; they need its tokenizer")(
       "text", po::value<Words>()->multitoken()->value_name("FILE|NAME..."),

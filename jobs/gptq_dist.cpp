@@ -17,10 +17,11 @@ constexpr std::string_view overview =
   mpirun -np 8 gptq-dist --model bloom-176b          4 bits, groups of 128, into ./bloom-176b-w4g128
   gptq-dist eval --model DIR --text FILE             perplexity of a float model or of an artifact
   gptq-dist merge WORK --out DIR                     the shards of a finished run into an artifact
+  gptq-dist convert ARTIFACT --to FORMAT --out DIR   an artifact in another format, without loss
   gptq-dist tokenize --model DIR --text FILE         what the model's tokenizer makes of a text
 
   gptq-dist quantize --help                          all options (quantize is the default)
-  gptq-dist merge --help, eval --help, tokenize --help
+  gptq-dist merge --help, eval --help, convert --help, tokenize --help
   gptq-dist --version
 
 A run that was interrupted goes on where it stopped when the same command is given again, with any number of ranks.
@@ -33,6 +34,7 @@ struct Command {
 };
 constexpr std::array commands{Command{"quantize", gptqd::jobs::quantize_command},
                               Command{"merge", gptqd::jobs::merge_command}, Command{"eval", gptqd::jobs::eval_command},
+                              Command{"convert", gptqd::jobs::convert_command},
                               Command{"tokenize", gptqd::jobs::tokenize_command}};
 
 int run(Arguments arguments) {
@@ -52,8 +54,9 @@ int run(Arguments arguments) {
     }
   }
   if (!first.starts_with("-")) {
-    throw gptqd::Error(gptqd::ErrorKind::usage,
-                       fmt::format("there is no command \"{}\"; the commands are quantize, merge, eval, tokenize", first));
+    throw gptqd::Error(
+        gptqd::ErrorKind::usage,
+        fmt::format("there is no command \"{}\"; the commands are quantize, merge, eval, convert, tokenize", first));
   }
   return gptqd::jobs::quantize_command(arguments);
 }

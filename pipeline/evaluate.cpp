@@ -6,7 +6,7 @@
 #include <cstring>
 
 #include "comm/communicator.hpp"
-#include "io/gptq_checkpoint.hpp"
+#include "io/artifact/artifact_reader.hpp"
 #include "io/json_file.hpp"
 #include "io/safetensors.hpp"
 #include "pipeline/block_forward.hpp"
@@ -24,7 +24,8 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 /// A float folder or an artifact, open.
 struct OpenModel {
   std::filesystem::path path;
-  std::optional<io::GptqArtifact> artifact;
+  std::unique_ptr<io::ArtifactReader> artifact;
+  int bits = 0;  ///< of the artifact's layers
   std::unique_ptr<io::CheckpointReader> folder;
   ModelSpec spec;
 
@@ -34,8 +35,10 @@ struct OpenModel {
 OpenModel open_model(const std::filesystem::path& path) {
   return with_context(fmt::format("reading model {}", path.string()), [&] {
     OpenModel model{.path = path, .artifact = {}, .folder = {}, .spec = {}};
-    if (io::GptqArtifact::is_artifact(path)) {
-      model.artifact = io::GptqArtifact::open(path);
+    if (io::ArtifactReader::is_artifact(path)) {
+      model.artifact = io::ArtifactReader::open(path);
+      const auto names = model.artifact->linear_names();
+      model.bits = names.empty() ? 0 : model.artifact->settings(names.front()).bits;
     } else {
       model.folder = io::CheckpointReader::open(path);
     }
@@ -225,7 +228,7 @@ class Evaluator {
          .progress = world_.progress(),
          .model = model,
          .tensors = model_.tensors()},
-        [&](std::int64_t) { return packed; }, artifact ? artifact->bits() : 0,
+        [&](std::int64_t) { return packed; }, model_.bits,
         [&](std::int64_t block) { return static_cast<int>(block % world_.size()); });
     for (std::int64_t b = 0; b < std::ssize(model.blocks); ++b) {
       world_.set_activity(fmt::format("evaluating block {}", b));
@@ -358,13 +361,12 @@ void require_small_logits(const ModelSpec& model, const io::TokenWindows& window
 
 ModelEvaluation summarize(const OpenModel& model, const EvaluationRequest& request,
                           const std::vector<io::TokenWindows>& windows, std::vector<std::vector<double>> losses) {
-  ModelEvaluation result{
-      .model = model.path,
-      .quantized = model.artifact.has_value(),
-      .bits = model.artifact ? model.artifact->bits() : static_cast<int>(8 * size_of(model.spec.dtype)),
-      .weight_bytes = 0,
-      .seconds = 0,
-      .texts = {}};
+  ModelEvaluation result{.model = model.path,
+                         .quantized = model.artifact != nullptr,
+                         .bits = model.artifact ? model.bits : static_cast<int>(8 * size_of(model.spec.dtype)),
+                         .weight_bytes = 0,
+                         .seconds = 0,
+                         .texts = {}};
   for (const auto& file : model.tensors().files()) {
     result.weight_bytes += file.bytes;
   }

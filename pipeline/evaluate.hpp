@@ -12,7 +12,7 @@
 namespace gptqd::pipeline {
 
 struct EvaluateConfig {
-  std::vector<std::filesystem::path> models;  ///< float folders or GPTQ artifacts; the others are compared to the first
+  std::vector<std::filesystem::path> models;  ///< float folders or artifacts; the others are compared to the first
   EvaluationRequest request;
   std::int64_t micro_batch_tokens = 4096;
   /// Hidden states that a rank may hold; more windows than that take several passes over the blocks, with equal
