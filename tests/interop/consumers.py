@@ -92,10 +92,11 @@ class Consumer:
 
 
 FLOAT32 = 2e-4
+FLOAT16 = 5e-3
 CONSUMERS: dict[str, dict[str, Consumer]] = {  # by format
     "gptq": {
         "transformers+GPTQModel": Consumer(transformers_gptq, FLOAT32),
-        "GPTQModel": Consumer(gptqmodel, FLOAT32),
+        "GPTQModel": Consumer(gptqmodel, FLOAT16),
     },
     "compressed-tensors": {
         "transformers+compressed-tensors": Consumer(transformers_compressed_tensors, FLOAT32),
