@@ -135,18 +135,30 @@ class FolderWriter final : public ArtifactWriter {
       return found == prefixes.end() ? std::int64_t{-1} : found->second;
     };
 
+    const auto names = content_.tensors->names();
     const std::unordered_set<std::string> passing(content_.passing.begin(), content_.passing.end());
+    // The last of a layer's tensors is its place: 8-byte ones, which come first in a file, say nothing.
+    std::unordered_map<std::string, std::size_t> last_of_module;
+    for (std::size_t i = 0; i < names.size(); ++i) {
+      if (!passing.contains(names[i])) {
+        last_of_module[module_of(names[i])] = i;
+      }
+    }
     std::vector<PlannedTensor> tensors;
     std::size_t passed = 0;
-    for (const auto& name : content_.tensors->names()) {
+    for (std::size_t i = 0; i < names.size(); ++i) {
+      const auto& name = names[i];
       if (passing.contains(name)) {
         const TensorInfo& info = content_.tensors->at(name);
         tensors.push_back(
             {.declaration = {name, info.dtype, info.shape}, .passing = &info, .block = block_of(name), .fixed = {}});
         ++passed;
-      } else if (const auto place = place_of_module.find(module_of(name)); place != place_of_module.end()) {
+        continue;
+      }
+      const auto place = place_of_module.find(module_of(name));
+      if (place != place_of_module.end() && last_of_module.at(place->first) == i) {
         append_layer(tensors, place->second.first, place->second.second);
-        place_of_module.erase(place);  // its other tensors have the same place
+        place_of_module.erase(place);
       }
     }
     require(passed == passing.size(), fmt::format("artifact: the source lacks {} of {} passing tensors",
