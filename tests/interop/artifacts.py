@@ -48,6 +48,11 @@ def formats_of(model: str, setting: str) -> list[str]:
     return formats + ["safetensors-float"]
 
 
+def first_format(case: Case) -> Case:
+    """The same model in the format that it was quantized to."""
+    return Case(case.model, case.setting, formats_of(case.model, case.setting)[0])
+
+
 def all_cases() -> list[Case]:
     """LLaMA with every setting, the other families with some."""
     settings = {
@@ -64,11 +69,11 @@ def all_cases() -> list[Case]:
 
 
 class Workshop:
-    """Runs gptq-dist, each thing once, in a folder that outlives the test session only if that is asked for."""
+    """Runs gptq-dist, each thing once."""
 
     def __init__(self, program: Path, folder: Path):
         self._program = program
-        self._folder = folder
+        self.folder = folder
         self.model = functools.cache(lambda name: models.find_or_make(name, folder))
         self.artifact = functools.cache(self._artifact)
         self.logits = functools.cache(self._logits)
@@ -82,8 +87,8 @@ class Workshop:
 
     def _artifact(self, case: Case) -> Path:
         """What a user would give a consumer: a folder, or the file of a GGUF artifact."""
-        first = Case(case.model, case.setting, formats_of(case.model, case.setting)[0])
-        out = self._folder / str(case)
+        first = first_format(case)
+        out = self.folder / str(case)
         if case == first:
             self.run("quantize", "--model", self.model(case.model), "--calibration", CALIBRATION, "--samples", 32,
                      "--seqlen", SEQLEN, "--format", case.format, *SETTINGS[case.setting], "--out", out)
@@ -95,15 +100,18 @@ class Workshop:
         return file
 
     def _logits(self, case: Case) -> dict:
-        """`input_ids` and `logits` of our eval. It does not read GGUF, whose tensors are those of the first format."""
+        """Our eval does not read GGUF, whose tensors are those of the first format."""
+        if case.format == "gguf":
+            case = first_format(case)
+        return self.evaluate(self.artifact(case))
+
+    def evaluate(self, model: Path) -> dict:
+        """`input_ids` and `logits`, [windows, seqlen] and [windows, seqlen, vocabulary], of our eval."""
         import torch
         from safetensors.torch import load_file
 
-        if case.format == "gguf":
-            case = Case(case.model, case.setting, formats_of(case.model, case.setting)[0])
-        file = self._folder / f"{case}.logits.safetensors"
-        self.run("eval", "--model", self.artifact(case), "--text", TEXT, "--seqlen", SEQLEN, "--windows", WINDOWS,
-                 "--logits", file)
+        file = self.folder / f"{model.name}.logits.safetensors"
+        self.run("eval", "--model", model, "--text", TEXT, "--seqlen", SEQLEN, "--windows", WINDOWS, "--logits", file)
         tensors = load_file(file)
         file.unlink()
         return {"input_ids": tensors["input_ids"].to(torch.int64), "logits": tensors["logits"]}

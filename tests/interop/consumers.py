@@ -38,7 +38,7 @@ def transformers_gptq(artifact: Path, ids):
 
 
 def transformers_compressed_tensors(artifact: Path, ids):
-    """transformers with the layers of compressed-tensors, decompressed at their first use."""
+    """transformers with the layers of compressed-tensors, decompressed to half precision at their first use."""
     pytest.importorskip("compressed_tensors", reason="needs compressed-tensors")
     return _transformers(artifact, ids)
 
@@ -57,7 +57,7 @@ def transformers_float(artifact: Path, ids):
 
 
 def gptqmodel(artifact: Path, ids):
-    """GPTQModel's own loader. It takes half precision only; what it read is computed in float32."""
+    """GPTQModel's own loader. It takes half precision only; we compute in float32 with what it read."""
     package = pytest.importorskip("gptqmodel", reason="needs gptqmodel")
     model = package.GPTQModel.load(str(artifact), device="cpu", backend=package.BACKEND.GPTQ_TORCH,
                                    dtype=torch.float16)
@@ -95,15 +95,15 @@ FLOAT32 = 2e-4
 FLOAT16 = 5e-3
 CONSUMERS: dict[str, dict[str, Consumer]] = {  # by format
     "gptq": {
-        "transformers+GPTQModel": Consumer(transformers_gptq, FLOAT32),
+        "transformers": Consumer(transformers_gptq, FLOAT32),
         "GPTQModel": Consumer(gptqmodel, FLOAT16),
     },
     "compressed-tensors": {
-        "transformers+compressed-tensors": Consumer(transformers_compressed_tensors, FLOAT32),
-        "the same, dequantize=True": Consumer(transformers_compressed_tensors_dequantized, FLOAT32),
+        "transformers": Consumer(transformers_compressed_tensors, FLOAT16),
+        "transformers, dequantize=True": Consumer(transformers_compressed_tensors_dequantized, FLOAT32),
     },
     "gguf": {
-        "transformers+gguf": Consumer(gguf_dequantized, FLOAT32),
+        "transformers": Consumer(gguf_dequantized, FLOAT32),
         "llama.cpp": Consumer(llama_cpp, 0.1),
     },
     "safetensors-float": {

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from artifacts import TEXT, Case, all_cases, formats_of
-from consumers import CONSUMERS, torch
+from artifacts import TEXT, Case, all_cases, first_format
+from consumers import CONSUMERS, FLOAT32, torch
+from others import write_compressed_tensors
 
 PERPLEXITY_TOLERANCE = 0.005
 
@@ -21,8 +22,24 @@ def difference(a, b) -> float:
     return ((a - b).abs().max() / b.abs().max()).item()
 
 
-@pytest.mark.parametrize("case, consumer", [pytest.param(case, consumer, id=f"{case}-{consumer}")
-                                            for case in all_cases() for consumer in CONSUMERS[case.format]])
+def known_failure(case: Case, consumer: str) -> str | None:
+    """Why a consumer refuses such a model, whoever wrote it."""
+    if case.format == "compressed-tensors" and "asym" in case.setting and consumer == "transformers":
+        return "transformers 5.23 refuses every asymmetric file without dequantize=True, see the test of others' files"
+    if case.model == "phi3-like" and consumer == "GPTQModel":
+        return "GPTQModel 7.7 splits Phi-3's gate_up_proj, which transformers and vLLM keep as one tensor"
+    return None
+
+
+def cells():
+    for case in all_cases():
+        for consumer in CONSUMERS[case.format]:
+            reason = known_failure(case, consumer)
+            marks = [pytest.mark.xfail(reason=reason, strict=True)] if reason else []
+            yield pytest.param(case, consumer, id=f"{case}-{consumer}", marks=marks)
+
+
+@pytest.mark.parametrize("case, consumer", cells())
 def test_consumer_computes_our_logits(workshop, record, case: Case, consumer: str):
     expected = workshop.logits(case)
     ids, ours = expected["input_ids"], expected["logits"]
@@ -42,11 +59,25 @@ def test_consumer_computes_our_logits(workshop, record, case: Case, consumer: st
 @pytest.mark.parametrize("case", [case for case in all_cases() if case.format != "gguf"], ids=str)
 def test_our_eval_reads_every_format_alike(workshop, case: Case):
     """The same logits as of the format that was quantized to; of floats, up to their rounding to 16 bits."""
-    first = Case(case.model, case.setting, formats_of(case.model, case.setting)[0])
-
-    off_by = difference(workshop.logits(case)["logits"], workshop.logits(first)["logits"])
+    off_by = difference(workshop.logits(case)["logits"], workshop.logits(first_format(case))["logits"])
 
     assert off_by <= (1e-2 if case.format == "safetensors-float" else 0)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_we_read_what_compressed_tensors_writes(workshop, tmp_path: Path, symmetric: bool):
+    pytest.importorskip("compressed_tensors", reason="needs compressed-tensors")
+    artifact = tmp_path / "artifact"
+    write_compressed_tensors(workshop.model("llama-7m"), artifact, symmetric)
+    consumers = CONSUMERS["compressed-tensors"]
+
+    expected = workshop.evaluate(artifact)
+
+    ids, ours = expected["input_ids"], expected["logits"]
+    assert difference(consumers["transformers, dequantize=True"].logits(artifact, ids), ours) <= FLOAT32
+    if not symmetric:  # what known_failure() says
+        with pytest.raises(RuntimeError, match="mismatched"):
+            consumers["transformers"].logits(artifact, ids)
 
 
 @pytest.mark.parametrize("model", ["llama-7m", "bloom-7m", "qwen2-like"])
