@@ -8,6 +8,7 @@
 #include "io/artifact/companions.hpp"
 #include "io/json_file.hpp"
 #include "pipeline/fingerprint.hpp"
+#include "pipeline/gguf_artifact.hpp"
 #include "version.hpp"
 
 namespace gptqd::pipeline {
@@ -251,7 +252,10 @@ io::ArtifactContent content_of_artifact(const io::ArtifactReader& reader, const 
 }
 
 std::unique_ptr<io::ArtifactWriter> make_artifact_writer(io::ArtifactFormat format, const io::ArtifactContent& content,
-                                                         const ModelSpec&, const io::ArtifactOptions& options) {
+                                                         const ModelSpec& model, const io::ArtifactOptions& options) {
+  if (format == io::ArtifactFormat::gguf) {
+    return make_gguf_writer(content, model, options);
+  }
   return io::make_folder_writer(format, content, options);
 }
 
