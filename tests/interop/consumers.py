@@ -65,7 +65,7 @@ def gptqmodel(artifact: Path, ids):
 
 
 def gguf_dequantized(artifact: Path, ids):
-    """The gguf package's dequantizer, through transformers, which maps names and permutations back."""
+    """The gguf package's dequantizer, through transformers, which maps names and permutations back, and rounds to half."""
     pytest.importorskip("gguf", reason="needs gguf")
     return _transformers(artifact.parent, ids, gguf_file=artifact.name)
 
@@ -103,7 +103,7 @@ CONSUMERS: dict[str, dict[str, Consumer]] = {  # by format
         "transformers, dequantize=True": Consumer(transformers_compressed_tensors_dequantized, FLOAT32),
     },
     "gguf": {
-        "transformers": Consumer(gguf_dequantized, FLOAT32),
+        "transformers": Consumer(gguf_dequantized, FLOAT16),
         "llama.cpp": Consumer(llama_cpp, 0.1),
     },
     "safetensors-float": {

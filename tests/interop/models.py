@@ -23,7 +23,7 @@ def _random(shape: int, seed: int) -> numpy.ndarray:
     return numpy.random.default_rng(seed).normal(0, 0.2, shape).astype(numpy.float16)
 
 
-def _qwen2(config: Config, tensors: Tensors) -> None:
+def _qwen2(config: Config, tensors: Tensors, _path: Path) -> None:
     """LLaMA with biases of q, k and v."""
     config.update(architectures=["Qwen2ForCausalLM"], model_type="qwen2", use_sliding_window=False)
     for key in ("attention_bias", "head_dim", "mlp_bias", "pretraining_tp"):
@@ -34,19 +34,29 @@ def _qwen2(config: Config, tensors: Tensors) -> None:
             tensors[f"{prefix}.bias"] = _random(tensors[f"{prefix}.weight"].shape[0], 3 * i + j)
 
 
-def _qwen3(config: Config, tensors: Tensors) -> None:
-    """LLaMA with norms of q and k."""
-    config.update(architectures=["Qwen3ForCausalLM"], model_type="qwen3", use_sliding_window=False)
+def _qwen3(config: Config, tensors: Tensors, _path: Path) -> None:
+    """Heads of 128, wider in all than the hidden state, with norms of q and k.
+
+    128 because transformers reads no other width of Qwen3's heads from GGUF.
+    """
+    config.update(architectures=["Qwen3ForCausalLM"], model_type="qwen3", use_sliding_window=False, head_dim=128)
     for key in ("mlp_bias", "pretraining_tp"):
         config.pop(key, None)
     for i in _layers(tensors):
+        prefix = f"model.layers.{i}.self_attn"
+        for name in "qkv":
+            weight = tensors[f"{prefix}.{name}_proj.weight"]
+            tensors[f"{prefix}.{name}_proj.weight"] = numpy.concatenate([weight, weight[::-1]])
+        weight = tensors[f"{prefix}.o_proj.weight"]
+        tensors[f"{prefix}.o_proj.weight"] = numpy.concatenate([weight, weight[:, ::-1]], axis=1) / numpy.float16(2)
         for j, name in enumerate("qk"):
-            weight = 1 + _random(config["head_dim"], 2 * i + j)
-            tensors[f"model.layers.{i}.self_attn.{name}_norm.weight"] = weight
+            tensors[f"{prefix}.{name}_norm.weight"] = 1 + _random(config["head_dim"], 2 * i + j)
 
 
-def _phi3(config: Config, tensors: Tensors) -> None:
-    """LLaMA with q, k, v in one tensor, and gate, up in another."""
+def _phi3(config: Config, tensors: Tensors, path: Path) -> None:
+    """LLaMA with q, k, v in one tensor, and gate, up in another; llama.cpp insists on Phi-3's <|endoftext|>."""
+    for file in path.glob("tokenizer*.json"):
+        file.write_text(file.read_text().replace("<pad>", "<|endoftext|>"))
     config.update(architectures=["Phi3ForCausalLM"], model_type="phi3", sliding_window=None,
                   original_max_position_embeddings=config["max_position_embeddings"])
     for key in ("attention_bias", "head_dim", "mlp_bias", "pretraining_tp"):
@@ -59,13 +69,13 @@ def _phi3(config: Config, tensors: Tensors) -> None:
                 [tensors.pop(f"{prefix}.{part}.weight") for part in parts])
 
 
-def _llama3(config: Config, _tensors: Tensors) -> None:
+def _llama3(config: Config, _tensors: Tensors, _path: Path) -> None:
     """LLaMA with the rope scaling of Llama 3."""
     config["rope_parameters"] = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
                                  "high_freq_factor": 4.0, "original_max_position_embeddings": 256}
 
 
-MADE: dict[str, Callable[[Config, Tensors], None]] = {
+MADE: dict[str, Callable[[Config, Tensors, Path], None]] = {
     "qwen2-like": _qwen2,
     "qwen3-like": _qwen3,
     "phi3-like": _phi3,
@@ -82,7 +92,7 @@ def find_or_make(name: str, folder: Path) -> Path:
     shutil.copytree(source, path, ignore=shutil.ignore_patterns("golden.json", "model.safetensors"))
     config = json.loads((source / "config.json").read_text())
     tensors = load_file(source / "model.safetensors")
-    MADE[name](config, tensors)
+    MADE[name](config, tensors, path)
     (path / "config.json").write_text(json.dumps(config, indent=1))
     save_file({key: numpy.ascontiguousarray(value) for key, value in tensors.items()}, path / "model.safetensors",
               {"format": "pt"})

@@ -26,6 +26,8 @@ def known_failure(case: Case, consumer: str) -> str | None:
     """Why a consumer refuses such a model, whoever wrote it."""
     if case.format == "compressed-tensors" and "asym" in case.setting and consumer == "transformers":
         return "transformers 5.23 refuses every asymmetric file without dequantize=True, see the test of others' files"
+    if case.format == "gguf" and case.model == "llama3-like" and consumer == "transformers":
+        return "transformers reads no rope_freqs.weight: it drops the rope scaling of every GGUF file of Llama 3"
     if case.model == "phi3-like" and consumer == "GPTQModel":
         return "GPTQModel 7.7 splits Phi-3's gate_up_proj, which transformers and vLLM keep as one tensor"
     return None
@@ -78,6 +80,34 @@ def test_we_read_what_compressed_tensors_writes(workshop, tmp_path: Path, symmet
     if not symmetric:  # what known_failure() says
         with pytest.raises(RuntimeError, match="mismatched"):
             consumers["transformers"].logits(artifact, ids)
+
+
+def permuted(weight, heads: int):
+    """Rows of q and k as llama.cpp's LLaMA has them."""
+    return weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+
+
+@pytest.mark.parametrize("setting", [case.setting for case in all_cases()
+                                     if case.model == "llama-7m" and case.format == "gguf"])
+def test_gguf_dequantizes_to_the_dequantized_floats(workshop, setting: str):
+    """Every tensor, exactly, after the one rounding to 16 bits."""
+    gguf = pytest.importorskip("gguf", reason="needs gguf")
+    safetensors = pytest.importorskip("safetensors.numpy", reason="needs safetensors")
+    expected = safetensors.load_file(
+        workshop.artifact(Case("llama-7m", setting, "safetensors-float")) / "model.safetensors")
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 6)
+    heads = {"q_proj": 4, "k_proj": 2}
+
+    reader = gguf.GGUFReader(workshop.artifact(Case("llama-7m", setting, "gguf")))
+
+    got = {tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type) for tensor in reader.tensors}
+    assert len(got) == len(expected)
+    for name, weight in expected.items():
+        projection = name.split(".")[-2]
+        if projection in heads:
+            weight = permuted(weight, heads[projection])
+        tensor = got[names.get_name(name, try_suffixes=(".weight",))]
+        assert (tensor.astype(weight.dtype) == weight).all(), name
 
 
 @pytest.mark.parametrize("model", ["llama-7m", "bloom-7m", "qwen2-like"])
