@@ -6,6 +6,7 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <numbers>
 #include <optional>
 #include <unordered_map>
@@ -43,12 +44,6 @@ std::string architecture_of(const ModelSpec& model) {
   for (const auto& block : model.blocks) {
     if (type != "bloom" && block.activation != Activation::silu) {
       refuse(fmt::format("llama.cpp's {} computes with SiLU, not with {}", type, name_of(block.activation)));
-    }
-    if (type != "phi3" && block.attention.window > 0) {
-      refuse(fmt::format("llama.cpp's {} has no sliding window (here {} tokens)", type, block.attention.window));
-    }
-    if (block.attention.window != model.blocks.front().attention.window) {
-      refuse("llama.cpp's phi3 has one sliding window for all blocks");
     }
     if (block.norm_placement != NormPlacement::before) {
       refuse("llama.cpp's bloom takes residuals before the norm (apply_residual_connection_post_layernorm: false)");
@@ -107,11 +102,10 @@ class GgufArtifactWriter final : public io::ArtifactWriter {
         layer_of_[format.module] = {block, layer};
       }
     }
-    add_model();
     const nlohmann::json config = content.config;
-    for (auto& entry : io::tokenizer_metadata(content.folder, config, model.vocabulary)) {
-      metadata_.push_back(std::move(entry));
-    }
+    auto tokenizer = io::tokenizer_metadata(content.folder, config, model.vocabulary);
+    add_model(name_for(tokenizer));
+    std::move(tokenizer.begin(), tokenizer.end(), std::back_inserter(metadata_));
     add_tensors();
   }
 
@@ -146,7 +140,20 @@ class GgufArtifactWriter final : public io::ArtifactWriter {
   void put(const std::string& key, io::GgufValue value) { metadata_.emplace_back(key, std::move(value)); }
   void put_own(const std::string& key, io::GgufValue value) { put(architecture_ + "." + key, std::move(value)); }
 
-  void add_model() {
+  /// By "phi3" in a model's name llama.cpp knows Phi-3's tokens, and fails where one of them is missing.
+  std::string name_for(const io::GgufMetadata& tokenizer) const {
+    constexpr std::array of_phi3{"</s>", "<unk>", "<s>", "<|endoftext|>"};
+    const auto tokens = std::find_if(tokenizer.begin(), tokenizer.end(),
+                                     [](const auto& entry) { return entry.first == "tokenizer.ggml.tokens"; });
+    require(tokens != tokenizer.end(), "gguf: metadata of a tokenizer without tokens");
+    const auto& list = std::get<std::vector<std::string>>(tokens->second);
+    const bool has_them = std::all_of(of_phi3.begin(), of_phi3.end(), [&](const char* token) {
+      return std::find(list.begin(), list.end(), token) != list.end();
+    });
+    return model_.model_type == "phi3" && !has_them ? "phi" : model_.model_type;
+  }
+
+  void add_model(const std::string& name) {
     const auto& block = model_.blocks.front();
     const auto& attention = block.attention;
     const auto type = content_.blocks.empty() ? std::nullopt : io::block_type(content_.settings);
@@ -157,7 +164,7 @@ class GgufArtifactWriter final : public io::ArtifactWriter {
                                                              : 1;
     put("general.architecture", architecture_);
     put("general.type", std::string("model"));
-    put("general.name", model_.model_type);
+    put("general.name", name);
     put("general.file_type", file_type);
     put("general.quantization_version", 2u);
     put_own("block_count", number(std::ssize(model_.blocks)));
@@ -180,12 +187,20 @@ class GgufArtifactWriter final : public io::ArtifactWriter {
     }
   }
 
+  /// llama.cpp attends to all tokens in these architectures: with a sliding window it is right up to the window's
+  /// length.
   std::int64_t context_length() const {
     constexpr std::int64_t of_bloom = 2048;  // what BLOOM was trained with
     const nlohmann::json config = content_.config;
-    return model_.max_positions < unlimited_positions
-               ? model_.max_positions
-               : io::get_or<std::int64_t>(config, "seq_length", of_bloom, "config.json");
+    std::int64_t length = model_.max_positions < unlimited_positions
+                              ? model_.max_positions
+                              : io::get_or<std::int64_t>(config, "seq_length", of_bloom, "config.json");
+    for (const auto& block : model_.blocks) {
+      if (block.attention.window > 0) {
+        length = std::min(length, block.attention.window);
+      }
+    }
+    return length;
   }
 
   void add_rope(const RopeSpec& rope, std::int64_t head_dim) {
