@@ -10,7 +10,7 @@ import models
 
 CALIBRATION = models.DEMO / "calib.txt"
 TEXT = models.DEMO / "eval.txt"
-WINDOWS, SEQLEN = 8, 256
+WINDOWS, SEQLEN = 4, 256
 
 SETTINGS = {
     "w4": ["--bits", "4"],

@@ -1,6 +1,7 @@
-"""Programs that load artifacts. Each takes an artifact and token ids [windows, seqlen], and returns logits in float32.
+"""Programs that load artifacts. Each takes an artifact and token ids [windows, seqlen], and returns logits.
 
-Where a consumer lets us choose, it computes in float32, so that what differs is what it read.
+Where a consumer lets us choose, it computes in float32, so that what differs is what it read. Weights s(q − z) are
+another matter: our eval rounds them to the model's 16 bits, as kernels do; some consumers do, others do not in float32.
 """
 
 import os
@@ -38,13 +39,13 @@ def transformers_gptq(artifact: Path, ids):
 
 
 def transformers_compressed_tensors(artifact: Path, ids):
-    """transformers with the layers of compressed-tensors, decompressed to half precision at their first use."""
+    """transformers with the layers of compressed-tensors, decompressed to float32 at their first use."""
     pytest.importorskip("compressed_tensors", reason="needs compressed-tensors")
     return _transformers(artifact, ids)
 
 
 def transformers_compressed_tensors_dequantized(artifact: Path, ids):
-    """transformers and compressed-tensors, decompressed while loading."""
+    """transformers and compressed-tensors, decompressed to 16 bits while loading."""
     pytest.importorskip("compressed_tensors", reason="needs compressed-tensors")
     from transformers import CompressedTensorsConfig
 
@@ -57,7 +58,7 @@ def transformers_float(artifact: Path, ids):
 
 
 def gptqmodel(artifact: Path, ids):
-    """GPTQModel's own loader. It takes half precision only; we compute in float32 with what it read."""
+    """GPTQModel's own loader. It loads to half precision only; we make that float32, scales included."""
     package = pytest.importorskip("gptqmodel", reason="needs gptqmodel")
     model = package.GPTQModel.load(str(artifact), device="cpu", backend=package.BACKEND.GPTQ_TORCH,
                                    dtype=torch.float16)
@@ -65,7 +66,7 @@ def gptqmodel(artifact: Path, ids):
 
 
 def gguf_dequantized(artifact: Path, ids):
-    """The gguf package's dequantizer, through transformers, which maps names and permutations back, and rounds to half."""
+    """The gguf package's dequantizer to float32, through transformers, which maps names and permutations back."""
     pytest.importorskip("gguf", reason="needs gguf")
     return _transformers(artifact.parent, ids, gguf_file=artifact.name)
 
@@ -73,7 +74,8 @@ def gguf_dequantized(artifact: Path, ids):
 def llama_cpp(artifact: Path, ids):
     """llama.cpp on the CPU, which rounds activations to 8 bits."""
     package = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python")
-    model = package.Llama(str(artifact), n_ctx=ids.shape[1], n_batch=ids.shape[1], logits_all=True, verbose=False)
+    model = package.Llama(str(artifact), n_ctx=ids.shape[1], n_batch=ids.shape[1], n_threads=1, n_threads_batch=1,
+                          logits_all=True, verbose=False)
     logits = []
     for window in ids:
         model.reset()
@@ -91,23 +93,24 @@ class Consumer:
     tolerance: float
 
 
-FLOAT32 = 2e-4
-FLOAT16 = 5e-3
+SAME_WEIGHTS = 2e-4
+UNROUNDED_WEIGHTS = 5e-3
+ROUNDED_ACTIVATIONS = 0.1
 CONSUMERS: dict[str, dict[str, Consumer]] = {  # by format
     "gptq": {
-        "transformers": Consumer(transformers_gptq, FLOAT32),
-        "GPTQModel": Consumer(gptqmodel, FLOAT16),
+        "transformers": Consumer(transformers_gptq, SAME_WEIGHTS),
+        "GPTQModel": Consumer(gptqmodel, UNROUNDED_WEIGHTS),
     },
     "compressed-tensors": {
-        "transformers": Consumer(transformers_compressed_tensors, FLOAT16),
-        "transformers, dequantize=True": Consumer(transformers_compressed_tensors_dequantized, FLOAT32),
+        "transformers": Consumer(transformers_compressed_tensors, UNROUNDED_WEIGHTS),
+        "transformers, dequantize=True": Consumer(transformers_compressed_tensors_dequantized, SAME_WEIGHTS),
     },
     "gguf": {
-        "transformers": Consumer(gguf_dequantized, FLOAT16),
-        "llama.cpp": Consumer(llama_cpp, 0.1),
+        "transformers": Consumer(gguf_dequantized, UNROUNDED_WEIGHTS),
+        "llama.cpp": Consumer(llama_cpp, ROUNDED_ACTIVATIONS),
     },
     "safetensors-float": {
-        "transformers": Consumer(transformers_float, FLOAT32),
+        "transformers": Consumer(transformers_float, SAME_WEIGHTS),
     },
 }
 CONSUMERS["gptq_v2"] = CONSUMERS["gptq"]

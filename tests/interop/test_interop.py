@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from artifacts import TEXT, Case, all_cases, first_format
-from consumers import CONSUMERS, FLOAT32, torch
+from consumers import CONSUMERS, SAME_WEIGHTS, torch
 from others import write_compressed_tensors
 
 PERPLEXITY_TOLERANCE = 0.005
@@ -60,10 +60,10 @@ def test_consumer_computes_our_logits(workshop, record, case: Case, consumer: st
 
 @pytest.mark.parametrize("case", [case for case in all_cases() if case.format != "gguf"], ids=str)
 def test_our_eval_reads_every_format_alike(workshop, case: Case):
-    """The same logits as of the format that was quantized to; of floats, up to their rounding to 16 bits."""
+    """The same logits as of the format that was quantized to: converting loses nothing."""
     off_by = difference(workshop.logits(case)["logits"], workshop.logits(first_format(case))["logits"])
 
-    assert off_by <= (1e-2 if case.format == "safetensors-float" else 0)
+    assert off_by == 0
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -76,7 +76,7 @@ def test_we_read_what_compressed_tensors_writes(workshop, tmp_path: Path, symmet
     expected = workshop.evaluate(artifact)
 
     ids, ours = expected["input_ids"], expected["logits"]
-    assert difference(consumers["transformers, dequantize=True"].logits(artifact, ids), ours) <= FLOAT32
+    assert difference(consumers["transformers, dequantize=True"].logits(artifact, ids), ours) <= SAME_WEIGHTS
     if not symmetric:  # what known_failure() says
         with pytest.raises(RuntimeError, match="mismatched"):
             consumers["transformers"].logits(artifact, ids)
