@@ -95,7 +95,7 @@ class Consumer:
 
 SAME_WEIGHTS = 2e-4
 UNROUNDED_WEIGHTS = 5e-3
-ROUNDED_ACTIVATIONS = 0.1
+ROUNDED_ACTIVATIONS = 0.05
 CONSUMERS: dict[str, dict[str, Consumer]] = {  # by format
     "gptq": {
         "transformers": Consumer(transformers_gptq, SAME_WEIGHTS),

@@ -19,8 +19,8 @@ def _layers(tensors: Tensors) -> range:
     return range(1 + max(int(name.split(".")[2]) for name in tensors if name.startswith("model.layers.")))
 
 
-def _random(shape: int, seed: int) -> numpy.ndarray:
-    return numpy.random.default_rng(seed).normal(0, 0.2, shape).astype(numpy.float16)
+def _random(size: int, deviation: float, seed: int) -> numpy.ndarray:
+    return numpy.random.default_rng(seed).normal(0, deviation, size).astype(numpy.float16)
 
 
 def _qwen2(config: Config, tensors: Tensors, _path: Path) -> None:
@@ -31,7 +31,7 @@ def _qwen2(config: Config, tensors: Tensors, _path: Path) -> None:
     for i in _layers(tensors):
         for j, name in enumerate("qkv"):
             prefix = f"model.layers.{i}.self_attn.{name}_proj"
-            tensors[f"{prefix}.bias"] = _random(tensors[f"{prefix}.weight"].shape[0], 3 * i + j)
+            tensors[f"{prefix}.bias"] = _random(tensors[f"{prefix}.weight"].shape[0], 0.05, 3 * i + j)
 
 
 def _qwen3(config: Config, tensors: Tensors, _path: Path) -> None:
@@ -50,7 +50,7 @@ def _qwen3(config: Config, tensors: Tensors, _path: Path) -> None:
         weight = tensors[f"{prefix}.o_proj.weight"]
         tensors[f"{prefix}.o_proj.weight"] = numpy.concatenate([weight, weight[:, ::-1]], axis=1) / numpy.float16(2)
         for j, name in enumerate("qk"):
-            tensors[f"{prefix}.{name}_norm.weight"] = 1 + _random(config["head_dim"], 2 * i + j)
+            tensors[f"{prefix}.{name}_norm.weight"] = 1 + _random(config["head_dim"], 0.2, 2 * i + j)
 
 
 def _phi3(config: Config, tensors: Tensors, path: Path) -> None:

@@ -41,7 +41,7 @@ def cells():
             yield pytest.param(case, consumer, id=f"{case}-{consumer}", marks=marks)
 
 
-@pytest.mark.parametrize("case, consumer", cells())
+@pytest.mark.parametrize("case, consumer", list(cells()))
 def test_consumer_computes_our_logits(workshop, record, case: Case, consumer: str):
     expected = workshop.logits(case)
     ids, ours = expected["input_ids"], expected["logits"]
@@ -84,7 +84,8 @@ def test_we_read_what_compressed_tensors_writes(workshop, tmp_path: Path, symmet
 
 def permuted(weight, heads: int):
     """Rows of q and k as llama.cpp's LLaMA has them."""
-    return weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+    by_half = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
+    return by_half.swapaxes(1, 2).reshape(weight.shape)
 
 
 @pytest.mark.parametrize("setting", [case.setting for case in all_cases()
