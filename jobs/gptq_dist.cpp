@@ -16,13 +16,14 @@ constexpr std::string_view overview =
 
   mpirun -np 8 gptq-dist --model bloom-176b          4 bits, groups of 128, into ./bloom-176b-w4g128
   gptq-dist eval --model DIR --text FILE             perplexity of a float model or of an artifact
+  gptq-dist plan --model bloom-176b                  seconds and memory on 1 to 64 GPUs, without running
   gptq-dist merge WORK --out DIR                     the shards of a finished run into an artifact
   gptq-dist convert ARTIFACT --to FORMAT --out DIR   an artifact in another format, without loss
   gptq-dist verify ARTIFACT [--against SOURCE]       will engines load it, does it hold its source's weights
   gptq-dist tokenize --model DIR --text FILE         what the model's tokenizer makes of a text
 
   gptq-dist quantize --help                          all options (quantize is the default)
-  gptq-dist merge --help, eval --help, convert --help, verify --help, tokenize --help
+  gptq-dist plan --help, merge --help, eval --help, convert --help, verify --help, tokenize --help
   gptq-dist --version
 
 A run that was interrupted goes on where it stopped when the same command is given again, with any number of ranks.
@@ -34,9 +35,10 @@ struct Command {
   int (*run)(const Arguments& arguments);
 };
 constexpr std::array commands{
-    Command{"quantize", gptqd::jobs::quantize_command}, Command{"merge", gptqd::jobs::merge_command},
-    Command{"eval", gptqd::jobs::eval_command},         Command{"convert", gptqd::jobs::convert_command},
-    Command{"tokenize", gptqd::jobs::tokenize_command}, Command{"verify", gptqd::jobs::verify_command}};
+    Command{"quantize", gptqd::jobs::quantize_command}, Command{"plan", gptqd::jobs::plan_command},
+    Command{"merge", gptqd::jobs::merge_command},       Command{"eval", gptqd::jobs::eval_command},
+    Command{"convert", gptqd::jobs::convert_command},   Command{"tokenize", gptqd::jobs::tokenize_command},
+    Command{"verify", gptqd::jobs::verify_command}};
 
 int run(Arguments arguments) {
   const std::string first = arguments.empty() ? "--help" : arguments.front();
@@ -57,7 +59,9 @@ int run(Arguments arguments) {
   if (!first.starts_with("-")) {
     throw gptqd::Error(
         gptqd::ErrorKind::usage,
-        fmt::format("there is no command \"{}\"; the commands are quantize, merge, eval, convert, verify, tokenize", first));
+        fmt::format(
+            "there is no command \"{}\"; the commands are quantize, plan, merge, eval, convert, verify, tokenize",
+            first));
   }
   return gptqd::jobs::quantize_command(arguments);
 }
