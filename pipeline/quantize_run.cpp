@@ -12,6 +12,7 @@
 #include "comm/process_grid.hpp"
 #include "io/atomic_file.hpp"
 #include "io/json_file.hpp"
+#include "kernels/available_memory.hpp"
 #include "pipeline/artifact.hpp"
 #include "pipeline/block_loader.hpp"
 #include "pipeline/block_quantizer.hpp"
@@ -56,6 +57,7 @@ nlohmann::json make_fingerprint(const Source& source, const Plan& plan, const Qu
           {"partition", plan.partition.to_json()},
           {"micro_batch_samples", plan.micro_batch_samples},
           {"true_sequential", config.true_sequential},
+          {"propagate", name_of(config.propagation)},
           {"environment", {{"tool", version}, {"backend", backend.describe()}}}};
 }
 
@@ -139,12 +141,22 @@ class StageRun {
         hash_(fingerprint_hash(found.fingerprint)),
         grid_(world, plan.grid.stages),
         stream_(backend.create_stream()),
+        write_stream_(backend.create_stream()),
         communicator_(comm::make_communicator(grid_.replicas_group(), backend)),
-        world_communicator_(comm::make_communicator(world.group(), backend)),
+        world_communicator_(plan.grid.stages > 1 ? comm::make_communicator(world.group(), backend) : nullptr),
         store_(config.work),
-        team_{.backend = backend, .stream = *stream_, .communicator = *communicator_, .group = grid_.replicas_group()},
-        quantizer_(team_, source.model, plan, grid_.replica(),
-                   {.spec = spec, .true_sequential = config.true_sequential}),
+        beside_(backend.create_background_stream()),
+        team_{.backend = backend,
+              .stream = *stream_,
+              .communicator = *communicator_,
+              .group = grid_.replicas_group(),
+              .beside = beside_.get()},
+        quantizer_([&] {
+          const auto step = world.long_host_step("taking memory for the activations");  // locking pages takes its time
+          return BlockQuantizer(
+              team_, source.model, plan, grid_.replica(),
+              {.spec = spec, .true_sequential = config.true_sequential, .propagation = config.propagation});
+        }()),
         loader_(
             {.backend = backend,
              .stream = *stream_,
@@ -163,21 +175,27 @@ class StageRun {
   }
 
   void run(const std::optional<io::TokenWindows>& windows) {
+    prefetch_after(blocks_.first - 1);
     if (windows) {
       start(*windows);
     }
+    const bool hands_on_first = hand_on_ && config_.propagation == Propagation::unquantized;
+    if (windows && hands_on_first) {
+      hand_on_unquantized();
+    }
+    mark_ = Clock::now();
     for (std::int64_t block = blocks_.first; block < blocks_.end(); ++block) {
       with_context(fmt::format("working on block {}", block), [&] { run_block(block); });
     }
     finish_writing();
-    if (windows && hand_on_) {
-      const auto hidden = quantizer_.hidden();
-      world_.set_activity("handing hidden states to the next stage");
-      world_communicator_->send(*stream_, hidden.data, hidden.bytes(), grid_.next_stage_rank(), "hidden states").wait();
+    if (windows && hand_on_ && !hands_on_first) {
+      hand_on();
     }
   }
 
   std::int64_t blocks_computed() const { return computed_; }
+  /// One object a computed block: what this rank spent its seconds on.
+  const nlohmann::json& seconds() const { return seconds_; }
   double flops() const { return flops_; }
 
  private:
@@ -199,8 +217,44 @@ class StageRun {
         .wait();
   }
 
+  void hand_on() {
+    const auto hidden = quantizer_.hidden();
+    world_.set_activity("handing hidden states to the next stage");
+    world_communicator_->send(*stream_, hidden.data, hidden.bytes(), grid_.next_stage_rank(), "hidden states").wait();
+    stream_->synchronize();
+  }
+
+  /// Float activations wait for no quantization: the next stage gets its own before this one begins to quantize, at the
+  /// price of a second forward pass here.
+  void hand_on_unquantized() {
+    const auto hidden = quantizer_.hidden();
+    const Buffer kept = backend_.allocate(hidden.bytes());
+    backend_.copy(*stream_, kept.data(), hidden.data, hidden.bytes());
+    for (std::int64_t block = blocks_.first; block < blocks_.end(); ++block) {
+      world_.set_activity(fmt::format("block {}, running ahead for the next stage", block));
+      const auto weights = loader_.load(block);
+      prefetch_after(block);
+      quantizer_.replay(source_.model.blocks[static_cast<std::size_t>(block)], weights);
+    }
+    hand_on();
+    backend_.copy(*stream_, hidden.data, kept.data(), hidden.bytes());
+    prefetch_after(blocks_.first - 1);
+  }
+
+  bool is_skipped(std::int64_t block) const { return is_found(block) && !needs_calibration(spec_); }
+
+  /// Begins to read the next block that is this rank's to read: early, for each rank has all the others' blocks' time.
+  void prefetch_after(std::int64_t block) {
+    for (std::int64_t next = block + 1; next < blocks_.end(); ++next) {
+      if (plan_.owner_of(next) == grid_.replica() && !is_skipped(next)) {
+        loader_.prefetch(next);
+        return;
+      }
+    }
+  }
+
   PackedSource finished_block(std::int64_t block) const {
-    if (!is_found(block)) {
+    if (!is_found(block) || config_.propagation == Propagation::unquantized) {
       return {};
     }
     auto shard = std::make_shared<io::BlockShard>(read_shard(store_, block, hash_));
@@ -215,16 +269,17 @@ class StageRun {
   }
 
   void run_block(std::int64_t block) {
-    if (is_found(block) && !needs_calibration(spec_)) {
+    if (is_skipped(block)) {
       return;
     }
     const auto start = Clock::now();
+    const double idle = stream_->idle_seconds();
+    const auto transfers = communicator_->totals();
     const auto& spec = source_.model.blocks[static_cast<std::size_t>(block)];
     world_.set_activity(fmt::format("block {}, loading", block));
     auto weights = loader_.load(block);
-    if (block + 1 < blocks_.end()) {
-      loader_.prefetch(block + 1);
-    }
+    prefetch_after(block);
+    const double loading = seconds_since(start);
     if (is_found(block)) {
       world_.set_activity(fmt::format("block {}, replaying", block));
       quantizer_.replay(spec, weights);
@@ -232,37 +287,67 @@ class StageRun {
       return;
     }
     auto result = quantizer_.quantize(
-        spec, weights, [&](Phase phase) { world_.set_activity(fmt::format("block {}, {}", block, name_of(phase))); });
+        spec, weights, [&](Phase phase) { world_.set_activity(fmt::format("block {}, {}", block, name_of(phase))); },
+        [&] {
+          if (block + 1 < blocks_.end() && !is_skipped(block + 1)) {
+            loader_.start(block + 1);
+          }
+        });
+    auto seconds = result.seconds.to_json();
     LayerTable table;
     for (const auto& linear : result.linears) {
       table.add(block, linear.record.to_json(), linear.record.seconds);
     }
     count_fallbacks(table);
-    finish_writing();  // of the block before, at its owner: a kill loses what is in flight, never more than two blocks
+    const auto before_writing = Clock::now();
+    // A rank writes one block at a time, beside the work on the next ones, until its turn comes again: a kill loses the
+    // block in flight and at most one more a rank.
     if (plan_.owner_of(block) == grid_.replica()) {
-      start_writing(block, result);
+      finish_writing();
+      start_writing(block, std::move(result));
+    } else if (writing_.valid() && writing_.wait_for(std::chrono::seconds(0)) == std::future_status::ready) {
+      finish_writing();  // to hear of its failure
     }
     ++computed_;
     flops_ += model_flops(spec, plan_.tokens());
+    add_seconds(block, std::move(seconds), loading, seconds_since(before_writing), idle, transfers);
     report(block, start, block_loss_ratio(table));
   }
 
-  /// Fetches the block's codes; the rest happens beside the next block's work.
-  void start_writing(std::int64_t block, const BlockResult& result) {
-    std::vector<FetchedLinear> fetched;
+  void add_seconds(std::int64_t block, nlohmann::json parts, double loading, double writing, double idle_before,
+                   const comm::TransferTotals& before) {
+    const auto transfers = communicator_->totals();
+    parts["block"] = block;
+    parts["load"] = loading;
+    parts["write"] = writing;
+    parts["wall"] = seconds_since(std::exchange(mark_, Clock::now()));
+    parts["idle"] = stream_->idle_seconds() - idle_before;
+    parts["exposed_transfers"] = transfers.exposed_seconds - before.exposed_seconds;
+    parts["transfers"] = transfers.seconds - before.seconds;
+    parts["transfer_bytes"] = transfers.bytes - before.bytes;
+    seconds_.push_back(std::move(parts));
+  }
+
+  /// Fetches the block's codes and writes them, beside the next block's work.
+  void start_writing(std::int64_t block, BlockResult result) {
     nlohmann::json seconds = nlohmann::json::object();
     for (const auto& linear : result.linears) {
-      fetched.emplace_back(backend_, *stream_, linear, spec_);
       seconds[linear.name] = linear.record.seconds;
     }
-    stream_->synchronize();
     io::BlockShard shard{.block = block, .fingerprint = hash_, .spec = gptq::to_json(spec_), .linears = {}, .run = {}};
     shard.run = {{"host", world_.host_name()},
                  {"ranks", world_.size()},
                  {"stages", plan_.grid.stages},
                  {"seconds", result.seconds.to_json()},
                  {"linear_seconds", std::move(seconds)}};
-    writing_ = std::async(std::launch::async, [this, shard = std::move(shard), fetched = std::move(fetched)]() mutable {
+    write_stream_->wait(stream_->record());
+    writing_ = std::async(std::launch::async, [this, shard = std::move(shard), result = std::move(result)]() mutable {
+      std::vector<FetchedLinear> fetched;
+      for (const auto& linear : result.linears) {
+        fetched.emplace_back(backend_, *write_stream_, linear, spec_);
+      }
+      write_stream_->synchronize();
+      result.linears.clear();
       for (auto& linear : fetched) {
         shard.linears.push_back(std::move(linear).packed());
         world_.progress().tick();
@@ -326,9 +411,11 @@ class StageRun {
   std::string hash_;
   comm::ProcessGrid grid_;
   std::unique_ptr<Stream> stream_;
+  std::unique_ptr<Stream> write_stream_;  ///< of the thread that writes
   std::unique_ptr<comm::Communicator> communicator_;
-  std::unique_ptr<comm::Communicator> world_communicator_;
+  std::unique_ptr<comm::Communicator> world_communicator_;  ///< between stages, where there are several
   io::ShardStore store_;
+  std::unique_ptr<Stream> beside_;
   gptq::Team team_;
   BlockQuantizer quantizer_;
   BlockLoader loader_;
@@ -337,6 +424,8 @@ class StageRun {
   std::future<void> writing_;
   std::int64_t computed_ = 0;
   double flops_ = 0;
+  nlohmann::json seconds_ = nlohmann::json::array();
+  Clock::time_point mark_;  ///< where the last block ended
   std::int64_t fallbacks_ = 0;
   std::vector<double> computed_seconds_;
   std::vector<double> replayed_seconds_;
@@ -363,6 +452,41 @@ gptq::Partition resolved(gptq::Partition partition, const Backend& backend) {
     }
   }
   return partition;
+}
+
+MemorySettings memory_settings(const ModelSpec& model, const QuantizeConfig& config, const gptq::QuantSpec& spec,
+                               const Backend& backend) {
+  return {.spec = spec,
+          .kind = backend.memory_kind(),
+          .compute = backend.compute_dtype(model.dtype),
+          .gram_tokens = backend.preferred_pieces().gram_tokens,
+          .keeps_hidden_before_block = !config.true_sequential && config.propagation == Propagation::quantized};
+}
+
+/// The least that a rank has left: the same answer on every rank.
+MemoryBytes available_to_each(comm::World& world, const Backend& backend) {
+  const std::int64_t host = available_host_bytes() / world.local_size();
+  const std::int64_t device = backend.memory_kind() == MemoryKind::host ? host : available_bytes(backend);
+  return {.device = -world.group().all_max(-device, "memory left"),
+          .host = -world.group().all_max(-host, "memory left")};
+}
+
+/// Says it before hours of work, where more than there is may be needed.
+void note_shortage(const Plan& plan, const ModelSpec& model, const MemoryBytes& available,
+                   const RunObserver& observer) {
+  const auto needs = plan.bytes_per_rank(model).most;
+  const auto gigabytes = [](std::int64_t bytes) { return static_cast<double>(bytes) / 1e9; };
+  const auto note = [&](std::int64_t needed, std::int64_t left, std::string_view where) {
+    if (needed > left) {
+      observer.note(
+          fmt::format("a rank needs about {:.2f} GB {} and has {:.2f} GB left: the run may end for want of "
+                      "memory; use more ranks{}, fewer --samples or a shorter --seqlen",
+                      gigabytes(needed), where, gigabytes(left),
+                      plan.activations == Activations::resident ? ", --activations parked" : ""));
+    }
+  };
+  note(needs.device, available.device, plan.memory.kind == MemoryKind::host ? "of memory" : "on its GPU");
+  note(needs.host, available.host, "of page-locked host memory");
 }
 
 /// The account of a run that ends with its shards.
@@ -394,14 +518,19 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
       spec.dead_diagonal = static_cast<double>(windows->samples) / 2;  // 1 on the scale of 2/N XᵀX
     }
   }
+  const MemoryBytes available = available_to_each(world, backend);
   const Plan plan = make_plan(source.model, {.ranks = world.size(),
                                              .stages = config.stages,
                                              .samples = windows ? windows->samples : 0,
                                              .seqlen = windows ? windows->seqlen : 0,
                                              .micro_batch_tokens = config.micro_batch_tokens,
-                                             .partition = resolved(config.partition, backend)});
+                                             .partition = resolved(config.partition, backend),
+                                             .memory = memory_settings(source.model, config, spec, backend),
+                                             .activations = config.activations,
+                                             .available = available});
   if (world.rank() == 0) {
     observer.note(plan.summary(source.model));
+    note_shortage(plan, source.model, available, observer);
     if (plan.leaves_raised) {
       observer.note(fmt::format(
           "--hessian-leaves raised to {}, one a rank at least: the bytes differ from those of a run with fewer ranks",
@@ -427,6 +556,7 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
 
   const auto blocks_start = Clock::now();
   double flops = 0;
+  std::string rank_seconds;
   {
     StageRun stage(world, backend, config, spec, source, plan, found, observer);
     stage.run(windows);
@@ -434,9 +564,11 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
                                                    "blocks computed");
     summary.blocks_computed = std::accumulate(computed.begin(), computed.end(), std::int64_t{0});
     flops = stage.flops();
+    rank_seconds = stage.seconds().dump();
   }
   const double blocks_seconds = seconds_since(blocks_start);
   const auto peaks = world.group().all_gather(backend.peak_bytes(), "peak memory");
+  const auto all_seconds = world.group().all_gather_bytes(std::as_bytes(std::span(rank_seconds)), "seconds of ranks");
   const auto stage_flops = world.group().all_gather(static_cast<std::int64_t>(flops / 1e6), "work done");
 
   if (world.rank() == 0) {
@@ -461,6 +593,11 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
     for (std::size_t rank = 0; rank < stage_flops.size(); rank += static_cast<std::size_t>(plan.grid.replicas)) {
       mega_flops += static_cast<double>(stage_flops[rank]);
     }
+    nlohmann::json seconds_of_ranks = nlohmann::json::array();
+    for (const auto& text : all_seconds) {
+      const auto* const characters = reinterpret_cast<const char*>(text.data());
+      seconds_of_ranks.push_back(nlohmann::json::parse(characters, characters + text.size()));
+    }
     const nlohmann::json report = {
         {"tool", fmt::format("gptq-dist {}", version)},
         {"model", config.model.string()},
@@ -469,7 +606,9 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
         {"fingerprint_hash", fingerprint_hash(found.fingerprint)},
         {"ranks", world.size()},
         {"stages", plan.grid.stages},
+        {"activations", name_of(plan.activations)},
         {"peak_bytes_per_rank", peaks},
+        {"planned_bytes_per_rank", plan.bytes_per_rank(source.model).most.device},
         {"blocks", {{"total", plan.blocks}, {"computed", summary.blocks_computed}, {"found", summary.blocks_found}}},
         {"seconds", {{"total", summary.seconds}, {"blocks", blocks_seconds}, {"merge", seconds_since(merge_start)}}},
         {"model_flops", mega_flops * 1e6},
@@ -477,6 +616,7 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
         {"fallbacks", table.fallbacks()},
         {"artifact", {{"bytes", summary.artifact_bytes}, {"files", std::move(files)}}},
         {"block_seconds", table.block_seconds()},
+        {"rank_seconds", std::move(seconds_of_ranks)},
         {"layers", table.layers()}};
     io::write_file_atomically(config.work / "report.json", report.dump(1) + "\n");
     if (config.report) {

@@ -9,6 +9,7 @@
 #include "gptq/quant_spec.hpp"
 #include "io/artifact/artifact_format.hpp"
 #include "kernels/backend.hpp"
+#include "pipeline/block_quantizer.hpp"
 #include "pipeline/calibration.hpp"
 
 namespace gptqd::pipeline {
@@ -23,6 +24,8 @@ struct QuantizeConfig {
   gptq::Partition partition;  ///< panel_columns and row_tile 0: what the backend prefers
   std::int64_t micro_batch_tokens = 4096;
   bool true_sequential = true;
+  Propagation propagation = Propagation::quantized;
+  std::optional<Activations> activations = std::nullopt;  ///< nothing: as memory allows
   int stages = 1;
   std::int64_t max_fallbacks = 0;
   bool allow_mixed = false;                  ///< continue shards made by another version, backend or BLAS
