@@ -461,6 +461,23 @@ std::string checksum_of(const File& file) {
 }  // namespace
 
 ShardState ShardStore::state(std::int64_t block) const {
+  ShardState state = length_state(block);
+  if (!state.reason.empty()) {
+    return state;
+  }
+  const std::string checksum = checksum_of(File(shard_path(block)));
+  if (checksum != state.xxh3_128) {
+    return {.status = ShardStatus::damaged,
+            .reason = fmt::format("checksum {}, expected {}", checksum, state.xxh3_128),
+            .bytes = state.bytes,
+            .xxh3_128 = {}};
+  }
+  return state;
+}
+
+std::string ShardStore::obstacle(std::int64_t block) const { return length_state(block).reason; }
+
+ShardState ShardStore::length_state(std::int64_t block) const {
   std::error_code ignored;
   if (!fs::exists(shard_path(block), ignored)) {
     return {.status = ShardStatus::missing, .reason = "no file", .bytes = 0, .xxh3_128 = {}};
@@ -470,19 +487,13 @@ ShardState ShardStore::state(std::int64_t block) const {
     return {.status = ShardStatus::missing, .reason = offence, .bytes = 0, .xxh3_128 = {}};
   }
   const File file(shard_path(block));
-  ShardState state{.status = ShardStatus::damaged, .reason = {}, .bytes = file.size(), .xxh3_128 = {}};
   if (file.size() != sidecar->bytes) {
-    state.reason = fmt::format("{} bytes, expected {}", file.size(), sidecar->bytes);
-    return state;
+    return {.status = ShardStatus::damaged,
+            .reason = fmt::format("{} bytes, expected {}", file.size(), sidecar->bytes),
+            .bytes = file.size(),
+            .xxh3_128 = {}};
   }
-  const std::string checksum = checksum_of(file);
-  if (checksum != sidecar->xxh3_128) {
-    state.reason = fmt::format("checksum {}, expected {}", checksum, sidecar->xxh3_128);
-    return state;
-  }
-  state.status = ShardStatus::valid;
-  state.xxh3_128 = checksum;
-  return state;
+  return {.status = ShardStatus::valid, .reason = {}, .bytes = file.size(), .xxh3_128 = sidecar->xxh3_128};
 }
 
 BlockShard ShardStore::read(std::int64_t block) const {

@@ -60,6 +60,8 @@ class ShardStore {
   /// Writes shard and sidecar; any earlier one of this block is invalid from the first moment on.
   /// @throws Error (internal, io)
   void write(const BlockShard& shard) const;
+  /// Why a shard cannot be whole, as far as its sidecar and the file's length tell; empty where they tell nothing.
+  std::string obstacle(std::int64_t block) const;
   /// Compares the whole file with its sidecar.
   ShardState state(std::int64_t block) const;
   /// Compares the checksum, then reads. @throws Error (input) when the shard is missing, damaged or another block's
@@ -74,6 +76,9 @@ class ShardStore {
   std::optional<nlohmann::json> read_manifest() const;
 
  private:
+  /// What sidecar and length tell: `valid` with the checksum that the content has to have.
+  ShardState length_state(std::int64_t block) const;
+
   std::filesystem::path folder_;
 };
 

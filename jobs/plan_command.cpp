@@ -125,6 +125,35 @@ void print_measured(const std::vector<pipeline::MeasuredRun>& runs, const std::v
   }
 }
 
+/// What the ceilings of one GPU leave, beside what runs on one rank took.
+void print_floors(const std::vector<pipeline::MeasuredRun>& runs, const std::vector<pipeline::ModelSpec>& models,
+                  const pipeline::Ceilings& ceilings) {
+  fmt::print(
+      "\nRoofline: the arithmetic at this GPU's ceilings (bf16 {:.0f} TF/s, fp32 {:.1f} TF/s, copy {:.2f} TB/s), and "
+      "its "
+      "share of what was measured\n",
+      ceilings.half_flops / 1e12, ceilings.float_flops / 1e12, ceilings.copy_bytes / 1e12);
+  fmt::print("{:32} {:8} {:>7}{}\n", "model", "", "block", stage_headings());
+  for (std::size_t i = 0; i < runs.size(); ++i) {
+    const auto& run = runs[i];
+    if (run.ranks != 1) {
+      continue;
+    }
+    const auto floor = pipeline::block_floor(models[i].blocks.front(), plan_of(models[i], run), ceilings);
+    pipeline::BlockCost share;
+    for (const auto& stage : pipeline::block_stages) {
+      share.*stage.seconds = run.mean.*stage.seconds > 0 ? 100 * (floor.*stage.seconds) / (run.mean.*stage.seconds) : 0;
+    }
+    fmt::print("{:32} {:8} {:7.3f}{}\n", run.model, "measured", run.wall, stage_seconds(run.mean));
+    fmt::print("{:32} {:8} {:7.3f}{}\n", "", "floor", floor.total(), stage_seconds(floor));
+    fmt::print("{:32} {:8} {:7.0f}", "", "percent", 100 * floor.total() / run.wall);
+    for (const auto& stage : pipeline::block_stages) {
+      fmt::print(" {:7.0f}", share.*stage.seconds);
+    }
+    fmt::print("\n");
+  }
+}
+
 void print_predictions(const std::string& name, const pipeline::ModelSpec& model, const pipeline::PlanRequest& request,
                        const std::vector<int>& ranks, const Machine& machine, int bits, double read_bytes) {
   const auto blocks = static_cast<double>(model.blocks.size());
@@ -180,6 +209,8 @@ po::options_description plan_options() {
                         "as for quantize; synthetic:NAME for a known shape")(
       "measured", po::value<std::vector<std::string>>()->multitoken()->value_name("REPORT..."),
       "reports of runs, to fit the rates to and to compare with")(
+      "ceilings", po::value<std::string>()->value_name("FILE"),
+      "what gptqd_kernel_bench --json wrote: sets the least that the arithmetic can take beside --measured")(
       "ranks", po::value<std::vector<int>>()->multitoken()->value_name("N..."),
       "numbers of GPUs; default 1 2 4 8 16 64")("stages", po::value<std::int64_t>()->default_value(1)->value_name("N"),
                                                 "as for quantize")(
@@ -221,6 +252,9 @@ int plan_command(const Arguments& arguments) {
   std::vector<int> ranks{1, 2, 4, 8, 16, 64};
   if (line.has("ranks")) {
     ranks = line.get<std::vector<int>>("ranks");
+    if (std::any_of(ranks.begin(), ranks.end(), [](int count) { return count < 1 || count > 65536; })) {
+      throw Error(ErrorKind::usage, "--ranks: expected numbers from 1 to 65,536");
+    }
   }
   pipeline::PlanRequest request{
       .stages = static_cast<int>(positive_count(line, "stages")),
@@ -250,6 +284,10 @@ int plan_command(const Arguments& arguments) {
       }
     }
     print_measured(runs, models, machine);
+    if (line.has("ceilings")) {
+      const auto& path = line.get<std::string>("ceilings");
+      print_floors(runs, models, pipeline::ceilings_of(io::read_json(path), path));
+    }
   }
   const int bits = static_cast<int>(positive_count(line, "bits"));
   const double read_bytes = positive(line, "read") * 1e9;

@@ -2,6 +2,7 @@
 #include <filesystem>
 
 #include "io/model_lookup.hpp"
+#include "jobs/artifact_options.hpp"
 #include "jobs/commands.hpp"
 #include "jobs/console.hpp"
 #include "jobs/session.hpp"
@@ -47,9 +48,7 @@ po::options_description model_options() {
       "Default: separate for c4 by name, else packed")(
       "report", po::value<std::string>()->value_name("FILE"),
       "write the run's account (layers, losses, seconds) as JSON; WORK/report.json is always written")(
-      "no-merge", po::bool_switch(), "end with the shards; gptq-dist merge WORK makes the artifact later")(
-      "max-shard-size", po::value<double>()->default_value(4)->value_name("GB"),
-      "largest file of weights in the artifact");
+      "no-merge", po::bool_switch(), "end with the shards; gptq-dist merge WORK makes the artifact later");
   return options;
 }
 
@@ -237,7 +236,8 @@ pipeline::QuantizeConfig quantize_config(const CommandLine& line) {
   config.stages = positive<int>(line, "stages");
   config.max_fallbacks = line.get<std::int64_t>("max-fallbacks");
   config.allow_mixed = line.flag("allow-mixed");
-  config.max_shard_bytes = static_cast<std::int64_t>(positive<double>(line, "max-shard-size") * 1e9);
+  config.format = artifact_format(line);
+  config.max_shard_bytes = max_shard_bytes(line);
   return config;
 }
 
@@ -264,6 +264,7 @@ void print_summary(const pipeline::QuantizeSummary& summary, const pipeline::Qua
 int quantize_command(const Arguments& arguments) {
   CommandLine line("quantize", usage);
   line.add(model_options());
+  line.add(artifact_options());
   line.add(quantizer_options());
   line.add(expert_options());
   line.add(machine_options());

@@ -144,6 +144,43 @@ BlockCost block_cost(const BlockSpec& block, const Plan& plan, const MachineRate
   return cost;
 }
 
+Ceilings ceilings_of(const nlohmann::json& bench, const std::string& path) {
+  const auto results = io::get<nlohmann::json>(bench, "results", path);
+  const auto rate = [&](std::string_view operation) {
+    for (const auto& row : results) {
+      if (io::get<std::string>(row, "operation", path) == operation) {
+        return io::get<double>(row, "rate", path) * 1e12;
+      }
+    }
+    throw Error(ErrorKind::input,
+                fmt::format("{}: got no result \"{}\", expected what gptqd_kernel_bench --json writes "
+                            "on a GPU",
+                            path, operation));
+  };
+  return {.half_flops = rate("ceiling: BF16 GEMM"),
+          .float_flops = rate("ceiling: F32 GEMM"),
+          .copy_bytes = rate("ceiling: copy")};
+}
+
+BlockCost block_floor(const BlockSpec& block, const Plan& plan, const Ceilings& ceilings) {
+  BlockCost floor;
+  const double tokens = as_double(plan.tokens());
+  const double accurate_flops = std::max(ceilings.float_flops, ceilings.half_flops / 6);
+  for (const Phase phase : phases) {
+    const double cols = as_double(block.input_width(phase));
+    double rows = 0;
+    for (const auto& linear : block.group(phase)) {
+      rows += as_double(linear.rows);
+    }
+    floor.forward += 2 * tokens * rows * cols / ceilings.half_flops;
+    floor.hessian += tokens * cols * cols / ceilings.half_flops;
+    floor.factor += cols * cols * cols / 3 / accurate_flops;
+    floor.solve += rows * cols * cols / accurate_flops;
+  }
+  floor.forward += 2 * tokens * as_double(plan.seqlen) * as_double(block.attention.query_width()) / ceilings.half_flops;
+  return floor;
+}
+
 MeasuredRun measured_run(const nlohmann::json& report, const std::string& path) {
   MeasuredRun run;
   const auto fingerprint = io::get<nlohmann::json>(report, "fingerprint", path);

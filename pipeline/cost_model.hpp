@@ -57,6 +57,20 @@ inline constexpr std::array block_stages{Stage{"forward", &BlockCost::forward}, 
 /// From shares of work, rates, and the order of the distributed factorization played through panel by panel.
 BlockCost block_cost(const BlockSpec& block, const Plan& plan, const MachineRates& rates, int bits);
 
+/// What one GPU does at most, as gptqd_kernel_bench measures it.
+struct Ceilings {
+  double half_flops = 0;   ///< GEMM of bf16
+  double float_flops = 0;  ///< GEMM of fp32
+  double copy_bytes = 0;   ///< device memory, read and written
+};
+/// @param bench  what gptqd_kernel_bench --json writes
+/// @throws Error (input) naming `path` and what is missing
+Ceilings ceilings_of(const nlohmann::json& bench, const std::string& path);
+/// The arithmetic of a block at the ceilings, on one GPU, T tokens, linears [m, n]: forward 2Tmn and the causal half of
+/// attention, and H Tn² (its lower half), at half_flops; factorization n³/3 and solve mn² at the rate of fp32 accuracy:
+/// float_flops, or six bf16 products if those are faster. Stages without arithmetic to speak of are 0.
+BlockCost block_floor(const BlockSpec& block, const Plan& plan, const Ceilings& ceilings);
+
 /// What a finished run's report says of its speed.
 struct MeasuredRun {
   std::string model;    ///< as --model named it

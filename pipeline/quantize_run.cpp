@@ -18,6 +18,7 @@
 #include "pipeline/block_quantizer.hpp"
 #include "pipeline/family.hpp"
 #include "pipeline/fingerprint.hpp"
+#include "pipeline/merge.hpp"
 #include "pipeline/report.hpp"
 #include "pipeline/source.hpp"
 #include "pipeline/synthetic.hpp"
@@ -42,14 +43,6 @@ void check_format(const ModelSpec& model, const gptq::QuantSpec& spec) {
   }
 }
 
-nlohmann::json model_identity(const Source& source) {
-  nlohmann::json files = nlohmann::json::array();
-  for (const auto& file : source.tensors->files()) {
-    files.push_back({{"name", file.name}, {"bytes", file.bytes}, {"header", file.header_hash}});
-  }
-  return {{"config", fingerprint_hash(source.config)}, {"files", std::move(files)}};
-}
-
 nlohmann::json make_fingerprint(const Source& source, const Plan& plan, const QuantizeConfig& config,
                                 const gptq::QuantSpec& spec, const std::optional<io::TokenWindows>& windows,
                                 const Backend& backend) {
@@ -68,26 +61,6 @@ nlohmann::json make_fingerprint(const Source& source, const Plan& plan, const Qu
           {"environment", {{"tool", version}, {"backend", backend.describe()}}}};
 }
 
-bool is_filled(const std::filesystem::path& path) {
-  return std::filesystem::exists(path) && !(std::filesystem::is_directory(path) && std::filesystem::is_empty(path));
-}
-
-/// True when OUT is this run's artifact already. @throws Error (usage) when it holds anything else
-bool out_is_complete(const std::filesystem::path& out, const std::string& fingerprint) {
-  if (!is_filled(out)) {
-    return false;
-  }
-  if (std::filesystem::is_directory(out) && std::filesystem::exists(out / "quantize_config.json")) {
-    const auto settings = io::read_json(out / "quantize_config.json");
-    const auto meta = io::get_or<nlohmann::json>(settings, "meta", nlohmann::json::object(), "quantize_config.json");
-    if (meta.value("fingerprint", "") == fingerprint) {
-      return true;
-    }
-  }
-  throw Error(ErrorKind::usage,
-              fmt::format("{} exists and is not this run's result; choose another --out, or remove it", out.string()));
-}
-
 /// Makes the folder that `path` will lie in: a place that cannot be written is noticed before hours of work, not after.
 void require_writable(const std::filesystem::path& path, std::string_view option) {
   const auto place = std::filesystem::absolute(path).lexically_normal();
@@ -101,6 +74,10 @@ void require_writable(const std::filesystem::path& path, std::string_view option
     throw Error(ErrorKind::io, fmt::format("{} {}: nothing can be written there: {}; choose another place", option,
                                            path.string(), error.message()));
   }
+}
+
+MergeOptions merge_options(const QuantizeConfig& config) {
+  return {.out = config.out, .format = config.format, .max_shard_bytes = config.max_shard_bytes};
 }
 
 /// What rank 0 found on disk, for all ranks.
@@ -120,7 +97,7 @@ Found look_at_disk(comm::World& world, const QuantizeConfig& config, const Sourc
       require_writable(*config.report, "--report");
     }
     if (!std::filesystem::exists(fingerprint_path(config.work))) {
-      out_is_complete(config.out, fingerprint_hash(wanted));  // refuses what is in the way before a work folder is made
+      artifact_is_complete(merge_options(config), wanted);  // refuses what is in the way before a work folder is made
     }
     const RunRecord record = open_work_folder(
         config.work, {.fingerprint = wanted, .facts = {{"model", std::filesystem::absolute(config.model).string()}}},
@@ -128,7 +105,7 @@ Found look_at_disk(comm::World& world, const QuantizeConfig& config, const Sourc
     found.fingerprint = record.fingerprint;
     const io::ShardStore store(config.work);
     store.remove_stale_temporaries();
-    found.complete = out_is_complete(config.out, fingerprint_hash(found.fingerprint));
+    found.complete = artifact_is_complete(merge_options(config), found.fingerprint);
     for (std::int64_t block = 0; block < std::ssize(source.model.blocks); ++block) {
       const auto state = store.state(block);
       found.valid.push_back(state.status == io::ShardStatus::valid ? 1 : 0);
@@ -454,23 +431,6 @@ class StageRun {
   std::vector<double> replayed_seconds_;
 };
 
-/// Every layer of the run has passed: the fallbacks of blocks that were found count as well.
-void check_fallbacks(const LayerTable& table, std::int64_t most) {
-  if (table.fallbacks() > most) {
-    throw Error(ErrorKind::input, fmt::format("{} linear(s) fell back to round-to-nearest ({}), --max-fallbacks is {}; "
-                                              "the shards are kept: raise it to accept them",
-                                              table.fallbacks(), fmt::join(table.fallback_names(), ", "), most));
-  }
-}
-
-std::int64_t total_bytes(const io::CheckpointReader& tensors) {
-  std::int64_t bytes = 0;
-  for (const auto& file : tensors.files()) {
-    bytes += file.bytes;
-  }
-  return bytes;
-}
-
 /// A synthetic model has no tokenizer: without token files its tokens are generated.
 io::TokenWindows calibration(comm::World& world, const ModelSpec& model, const QuantizeConfig& config) {
   constexpr std::int64_t samples = 128;
@@ -529,46 +489,15 @@ void note_shortage(const Plan& plan, const ModelSpec& model, const MemoryBytes& 
   note(needs.host, available.host, "of page-locked host memory");
 }
 
-void require_valid(const io::ShardStore& store, std::int64_t blocks) {
-  for (std::int64_t block = 0; block < blocks; ++block) {
-    const auto state = store.state(block);
-    if (state.status != io::ShardStatus::valid) {
-      throw Error(ErrorKind::input,
-                  fmt::format("block {} is not ready for the merge: {}; run the quantization again to complete it",
-                              block, state.reason));
-    }
-  }
-}
-
 /// The account of a run that ends with its shards.
 void read_layers(const io::ShardStore& store, const nlohmann::json& fingerprint, std::int64_t blocks,
                  std::int64_t max_fallbacks, LayerTable& table) {
-  require_valid(store, blocks);
+  require_shards(store, blocks);
   for (std::int64_t block = 0; block < blocks; ++block) {
     table.add(read_shard(store, block, fingerprint_hash(fingerprint)));
     check_fallbacks(table, max_fallbacks);
   }
   store.write_manifest(blocks, fingerprint);
-}
-
-/// Shards to artifact, on one rank.
-QuantizeSummary merge(const io::ShardStore& store, const nlohmann::json& fingerprint, const Source& source,
-                      const std::filesystem::path& out, std::int64_t max_shard_bytes, std::int64_t max_fallbacks,
-                      LayerTable& table, nlohmann::json& files) {
-  require_valid(store, std::ssize(source.model.blocks));
-  store.write_manifest(std::ssize(source.model.blocks), fingerprint);
-  const auto summary = write_artifact(store, fingerprint, source.model, *source.tensors, out, max_shard_bytes,
-                                      [&](const io::BlockShard& shard) {
-                                        table.add(shard);
-                                        check_fallbacks(table, max_fallbacks);
-                                      });
-  for (const auto& file : summary.files) {
-    files.push_back({{"name", file.name}, {"bytes", file.bytes}, {"xxh3_128", file.xxh3_128}});
-  }
-  return {.out = out,
-          .artifact_bytes = summary.bytes,
-          .source_bytes = total_bytes(*source.tensors),
-          .loss_ratio = table.loss_ratio()};
 }
 
 }  // namespace
@@ -609,6 +538,9 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
     }
   }
   const auto wanted = make_fingerprint(source, plan, config, spec, windows, backend);
+  if (config.merge) {
+    require_format(wanted, source, merge_options(config));
+  }
   const Found found = look_at_disk(world, config, source, wanted, observer);
   QuantizeSummary summary{.out = config.out,
                           .source_bytes = total_bytes(*source.tensors),
@@ -647,9 +579,11 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
     const auto merge_start = Clock::now();
     const io::ShardStore store(config.work);
     if (config.merge) {
-      const auto merged = merge(store, found.fingerprint, source, config.out, config.max_shard_bytes,
-                                config.max_fallbacks, table, files);
-      summary.artifact_bytes = merged.artifact_bytes;
+      const auto artifact = merge(store, found.fingerprint, source, merge_options(config), config.max_fallbacks, table);
+      summary.artifact_bytes = artifact.bytes;
+      for (const auto& file : artifact.files) {
+        files.push_back({{"name", file.name}, {"bytes", file.bytes}, {"xxh3_128", file.xxh3_128}});
+      }
     } else {
       read_layers(store, found.fingerprint, plan.blocks, config.max_fallbacks, table);
     }
@@ -690,34 +624,6 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
     }
   }
   world.group().barrier("the end of the merge");
-  return summary;
-}
-
-QuantizeSummary merge_shards(const std::filesystem::path& work, const std::filesystem::path& source_folder,
-                             const std::filesystem::path& out, std::int64_t max_shard_bytes,
-                             const RunObserver& observer) {
-  const auto start = Clock::now();
-  const RunRecord record = read_run_record(work);
-  const std::filesystem::path folder =
-      source_folder.empty() ? std::filesystem::path(io::get<std::string>(record.facts, "model", "run.json"))
-                            : source_folder;
-  const Source source = open_source(folder);
-  const auto differences =
-      fingerprint_differences(io::get<nlohmann::json>(record.fingerprint, "model", "run.json"), model_identity(source));
-  if (!differences.empty()) {
-    throw Error(ErrorKind::input, fmt::format("{} is not the model that the shards of {} were made from ({})",
-                                              folder.string(), work.string(), fmt::join(differences, "; ")));
-  }
-  if (out_is_complete(out, fingerprint_hash(record.fingerprint))) {
-    observer.note(fmt::format("{} is complete already", out.string()));
-    return {.out = out, .already_complete = true};
-  }
-  LayerTable table;
-  nlohmann::json files = nlohmann::json::array();
-  auto summary = merge(io::ShardStore(work), record.fingerprint, source, out, max_shard_bytes,
-                       std::numeric_limits<std::int64_t>::max(), table, files);
-  summary.blocks_found = std::ssize(source.model.blocks);
-  summary.seconds = seconds_since(start);
   return summary;
 }
 

@@ -7,6 +7,7 @@
 
 #include "comm/world.hpp"
 #include "gptq/quant_spec.hpp"
+#include "io/artifact/artifact_format.hpp"
 #include "kernels/backend.hpp"
 #include "pipeline/block_quantizer.hpp"
 #include "pipeline/calibration.hpp"
@@ -27,7 +28,8 @@ struct QuantizeConfig {
   std::optional<Activations> activations = std::nullopt;  ///< nothing: as memory allows
   int stages = 1;
   std::int64_t max_fallbacks = 0;
-  bool allow_mixed = false;  ///< continue shards made by another version, backend or BLAS
+  bool allow_mixed = false;                  ///< continue shards made by another version, backend or BLAS
+  std::optional<io::ArtifactFormat> format;  ///< of the artifact; default: what most engines take
   std::int64_t max_shard_bytes = 4'000'000'000;
   bool merge = true;  ///< false: the run ends with its shards
 };
@@ -67,12 +69,6 @@ struct QuantizeSummary {
 /// Continues what `work` holds: blocks whose shards are complete are run forward from their packed codes, and the first
 /// missing one is computed. Ends with the artifact at `out`, complete, or with an Error and nothing at `out`.
 QuantizeSummary run_quantize(comm::World& world, Backend& backend, const QuantizeConfig& config,
-                             const RunObserver& observer);
-
-/// Merges the finished shards of a work folder into an artifact. Needs no MPI.
-/// @throws Error (input) naming missing or damaged blocks, or a source that is not the one the shards were made from
-QuantizeSummary merge_shards(const std::filesystem::path& work, const std::filesystem::path& source,
-                             const std::filesystem::path& out, std::int64_t max_shard_bytes,
                              const RunObserver& observer);
 
 }  // namespace gptqd::pipeline

@@ -40,6 +40,7 @@ TEST(CommandLine, HelpListsEveryOption) {
                              "damping",
                              "true-sequential",
                              "no-true-sequential",
+                             "propagate",
                              "reference",
                              "max-fallbacks",
                              "stages",
