@@ -37,8 +37,8 @@ struct Command {
 constexpr std::array commands{
     Command{"quantize", gptqd::jobs::quantize_command}, Command{"plan", gptqd::jobs::plan_command},
     Command{"merge", gptqd::jobs::merge_command},       Command{"eval", gptqd::jobs::eval_command},
-    Command{"convert", gptqd::jobs::convert_command},   Command{"tokenize", gptqd::jobs::tokenize_command},
-    Command{"verify", gptqd::jobs::verify_command}};
+    Command{"convert", gptqd::jobs::convert_command},   Command{"verify", gptqd::jobs::verify_command},
+    Command{"tokenize", gptqd::jobs::tokenize_command}};
 
 int run(Arguments arguments) {
   const std::string first = arguments.empty() ? "--help" : arguments.front();

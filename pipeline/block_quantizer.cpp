@@ -118,8 +118,8 @@ void BlockQuantizer::replay(const BlockSpec& block, const BlockWeights& weights)
   }
 }
 
-Buffer BlockQuantizer::make_square_sums(std::int64_t width) const {
-  if (settings_.layers.base().order() == gptq::ActOrder::none || leaves_.count == 0) {
+Buffer BlockQuantizer::make_square_sums(const gptq::QuantSpec* spec, std::int64_t width) const {
+  if (spec == nullptr || spec->order() == gptq::ActOrder::none || leaves_.count == 0) {
     return {};
   }
   Buffer sums = team_.backend.allocate(leaves_.count * width * size_of(DType::f64));
@@ -213,7 +213,7 @@ BlockResult BlockQuantizer::quantize(const BlockSpec& block, BlockWeights& weigh
     std::optional<gptq::HessianInput> hessian;
     Buffer square_sums;
     if (forward_) {
-      square_sums = make_square_sums(block.input_width(phase));
+      square_sums = make_square_sums(spec, block.input_width(phase));
       advance_all(block, weights, phase, through, &square_sums);
       team_.stream.synchronize();
       hessian = hessian_input(block, phase, square_sums);

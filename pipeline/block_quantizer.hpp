@@ -69,7 +69,7 @@ class BlockQuantizer {
                    const Buffer* square_sums = nullptr);
   void run_block(const BlockSpec& block, const BlockWeights& weights, AnyView<2> hidden);
   /// Zeros for the sums of squares that the order of columns comes from; empty where it needs none.
-  Buffer make_square_sums(std::int64_t width) const;
+  Buffer make_square_sums(const gptq::QuantSpec* spec, std::int64_t width) const;
   gptq::HessianInput hessian_input(const BlockSpec& block, Phase phase, const Buffer& square_sums) const;
   std::optional<std::string> find_non_finite(const BlockSpec& block, Phase phase) const;
   void install(const BlockSpec& block, BlockWeights& weights, std::span<const gptq::QuantizedLinear> linears);
