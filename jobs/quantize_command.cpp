@@ -92,6 +92,9 @@ po::options_description quantizer_options() {
       "true-sequential", po::bool_switch(),
       "quantize a block's groups one after another, each seeing the ones before (default)")(
       "no-true-sequential", po::bool_switch(), "all groups of a block see the float block")(
+      "propagate", po::value<std::string>()->default_value("quantized")->value_name("quantized|float"),
+      "whose activations Hessians are made from: the model's as quantized so far; or the float model's, for which no "
+      "block waits for another (with --stages N the stages then work at the same time)")(
       "reference", po::bool_switch(),
       "make every choice as the published code does: clip none, act-order none, its treatment of dead columns; options "
       "given explicitly still apply")("max-fallbacks", po::value<std::int64_t>()->default_value(0)->value_name("N"),
@@ -238,6 +241,14 @@ pipeline::QuantizeConfig quantize_config(const CommandLine& line) {
   config.calibration = calibration_request(line);
   config.micro_batch_tokens = positive<std::int64_t>(line, "micro-batch-tokens");
   config.true_sequential = choose(line, "true-sequential", "no-true-sequential", true);
+  const auto& propagate = line.get<std::string>("propagate");
+  if (propagate != "quantized" && propagate != "float") {
+    refuse(fmt::format("--propagate {}: expected quantized or float", propagate));
+  }
+  config.propagation = propagate == "float" ? pipeline::Propagation::unquantized : pipeline::Propagation::quantized;
+  if (propagate == "float" && line.flag("true-sequential")) {
+    refuse("--propagate float and --true-sequential exclude one another: no group sees the quantized ones before it");
+  }
   config.stages = positive<int>(line, "stages");
   config.max_fallbacks = line.get<std::int64_t>("max-fallbacks");
   config.allow_mixed = line.flag("allow-mixed");
