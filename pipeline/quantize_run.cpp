@@ -15,6 +15,7 @@
 #include "io/json_file.hpp"
 #include "kernels/base/fault_point.hpp"
 #include "kernels/base/human_seconds.hpp"
+#include "pipeline/activation_checkpoint.hpp"
 #include "pipeline/artifact.hpp"
 #include "pipeline/block_loader.hpp"
 #include "pipeline/block_quantizer.hpp"
@@ -115,6 +116,9 @@ void describe_restart(const WorkState& work, std::int64_t first, bool with_repla
   if (valid.empty()) {
     return;
   }
+  if (first > 0) {
+    observer.note(fmt::format("going on from the snapshot of the hidden states behind block {}", first - 1));
+  }
   const auto total = std::ssize(work.blocks);
   const auto missing = total - std::ssize(valid);
   std::string plan = fmt::format("found {} of {} blocks finished ({})", valid.size(), total, describe_numbers(valid));
@@ -140,7 +144,9 @@ void describe_restart(const WorkState& work, std::int64_t first, bool with_repla
 struct Found {
   std::unique_ptr<io::FolderLock> lock;  ///< of rank 0
   nlohmann::json fingerprint;
+  WorkState work;                   ///< at rank 0
   std::vector<std::uint8_t> valid;  ///< a flag a block
+  std::int64_t first = 0;           ///< blocks before this one need not be gone through: a snapshot stands for them
   bool complete = false;            ///< OUT is there
 };
 
@@ -204,18 +210,15 @@ Found open_work(comm::World& world, const QuantizeConfig& config, const Source& 
   }
   const io::ShardStore store(config.work);
   store.remove_stale_temporaries();
-  const auto work = look_at_work(store, std::ssize(source.model.blocks), true);
-  for (const auto& state : work.blocks) {
+  found.work = look_at_work(store, std::ssize(source.model.blocks), true);
+  for (const auto& state : found.work.blocks) {
     found.valid.push_back(state.status == io::ShardStatus::valid ? 1 : 0);
-  }
-  if (!found.complete) {
-    describe_restart(work, 0, needs_calibration(config.spec), observer);
   }
   return found;
 }
 
-Found look_at_disk(comm::World& world, const QuantizeConfig& config, const Source& source, const nlohmann::json& wanted,
-                   const RunObserver& observer) {
+Found look_at_disk(comm::World& world, const QuantizeConfig& config, const Source& source, const Plan& plan,
+                   const nlohmann::json& wanted, const RunObserver& observer) {
   Found found;
   if (world.rank() == 0) {
     found = open_work(world, config, source, wanted, observer);
@@ -224,6 +227,16 @@ Found look_at_disk(comm::World& world, const QuantizeConfig& config, const Sourc
   found.valid.resize(source.model.blocks.size());
   world.group().broadcast(std::as_writable_bytes(std::span(found.valid)), 0, "finished blocks");
   found.complete = world.group().broadcast_value<std::uint8_t>(found.complete ? 1 : 0, 0, "state of the output") != 0;
+  if (!found.complete) {
+    const bool calibrated = needs_calibration(config.spec);
+    if (calibrated) {
+      const auto snapshot = choose_snapshot(world, io::SnapshotStore(config.work), plan, found.work, observer.note);
+      found.first = snapshot ? *snapshot + 1 : 0;
+    }
+    if (world.rank() == 0) {
+      describe_restart(found.work, found.first, calibrated, observer);
+    }
+  }
   return found;
 }
 
@@ -268,12 +281,24 @@ class StageRun {
              .model = source.model,
              .tensors = *source.tensors},
             [this](std::int64_t block) { return finished_block(block); }, spec.bits,
-            [this](std::int64_t block) { return plan_.owner_of(block); }) {
+            [this](std::int64_t block) { return plan_.owner_of(block); }),
+        checkpoint_({.world = world,
+                     .backend = backend,
+                     .stream = *stream_,
+                     .group = grid_.replicas_group(),
+                     .plan = plan,
+                     .replica = grid_.replica(),
+                     .fingerprint = hash_,
+                     .hidden = source.model.hidden},
+                    io::SnapshotStore(config.work), found.first > 0 ? std::optional(found.first - 1) : std::nullopt) {
     const auto missing = std::find(found.valid.rbegin(), found.valid.rend(), 0);
     const auto behind_last_missing = std::distance(missing, found.valid.rend());
     const auto own = plan.stage_blocks(grid_.stage());
-    blocks_ = {.first = own.first, .count = std::clamp<std::int64_t>(behind_last_missing - own.first, 0, own.count)};
-    hand_on_ = behind_last_missing > own.end();
+    const auto first = std::clamp(found.first, own.first, own.end());
+    end_ = behind_last_missing;
+    blocks_ = {.first = first, .count = std::clamp<std::int64_t>(end_ - first, 0, own.end() - first)};
+    hand_on_ = end_ > own.end() && found.first < own.end();
+    begins_from_snapshot_ = found.first > 0 && found.first >= own.first && found.first < own.end();
   }
 
   void run(const std::optional<io::TokenWindows>& windows) {
@@ -297,6 +322,7 @@ class StageRun {
       loader_.give_up();
     }
     finish_writing();
+    checkpoint_.finish();
     if (windows && hand_on_ && !handed_on_) {
       hand_on();
     }
@@ -317,6 +343,11 @@ class StageRun {
 
   void start(const io::TokenWindows& windows) {
     if (blocks_.count == 0 && !hand_on_) {
+      return;
+    }
+    if (begins_from_snapshot_) {
+      world_.set_activity(fmt::format("reading the hidden states behind block {}", found_.first - 1));
+      checkpoint_.load(found_.first - 1, quantizer_.hidden());
       return;
     }
     if (grid_.stage() == 0) {
@@ -434,6 +465,7 @@ class StageRun {
       world_.set_activity(fmt::format("block {}, replaying", block));
       fault_point("block.replay");
       quantizer_.replay(spec, weights);
+      save_snapshot(block);
       report(block, start, std::nullopt);
       return;
     }
@@ -465,6 +497,7 @@ class StageRun {
     } else if (writing_.valid() && writing_.wait_for(std::chrono::seconds(0)) == std::future_status::ready) {
       finish_writing();  // to hear of its failure
     }
+    save_snapshot(block);
     ++computed_;
     flops_ += model_flops(spec, plan_.tokens());
     add_seconds(block, std::move(seconds), loading, seconds_since(before_writing), idle, transfers);
@@ -483,6 +516,14 @@ class StageRun {
     parts["transfers"] = transfers.seconds - before.seconds;
     parts["transfer_bytes"] = transfers.bytes - before.bytes;
     seconds_.push_back(std::move(parts));
+  }
+
+  /// The hidden states are worth keeping where a block behind this one is still to be computed.
+  void save_snapshot(std::int64_t block) {
+    if (config_.snapshot_every > 0 && (block + 1) % config_.snapshot_every == 0 && block + 1 < end_ &&
+        needs_calibration(spec_)) {
+      checkpoint_.save(block, quantizer_.hidden());
+    }
   }
 
   /// Fetches the block's codes and writes them, beside the next block's work.
@@ -577,8 +618,11 @@ class StageRun {
   gptq::Team team_;
   BlockQuantizer quantizer_;
   BlockLoader loader_;
+  ActivationCheckpoint checkpoint_;
   IndexRange blocks_;     ///< this stage's, up to the last missing one
+  std::int64_t end_ = 0;  ///< behind the last missing block of all stages
   bool hand_on_ = false;  ///< a later stage has something to do
+  bool begins_from_snapshot_ = false;
   std::future<void> writing_;
   bool stopped_ = false;
   bool handed_on_ = false;
@@ -714,7 +758,7 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
     }
   }
   const auto wanted = make_fingerprint(source, plan, config, spec, windows, backend);
-  const Found found = look_at_disk(world, config, source, wanted, observer);
+  const Found found = look_at_disk(world, config, source, plan, wanted, observer);
   QuantizeSummary summary{.out = config.out,
                           .source_bytes = total_bytes(*source.tensors),
                           .blocks_found = std::count(found.valid.begin(), found.valid.end(), 1),
@@ -751,6 +795,7 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
     const auto step = world.long_host_step("merging the shards");
     world.set_activity("merging the shards");
     fault_point("merge");
+    discard_snapshots(config.work);  // every block is done
     LayerTable table;
     nlohmann::json files = nlohmann::json::array();
     const auto merge_start = Clock::now();

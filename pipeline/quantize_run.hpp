@@ -37,6 +37,7 @@ struct QuantizeConfig {
   std::int64_t max_shard_bytes = 4'000'000'000;
   bool merge = true;  ///< false: the run ends with its shards
   RestartMode restart = RestartMode::go_on;
+  std::int64_t snapshot_every = 0;  ///< blocks between two snapshots of the hidden states; 0: none
   /// The run stops by itself before a block that would not be finished by then.
   std::optional<std::chrono::steady_clock::time_point> finish_by = std::nullopt;
 };
