@@ -202,6 +202,7 @@ Found open_work(comm::World& world, const QuantizeConfig& config, const Source& 
   found.lock = lock_work_folder(world, config.work, observer);
   if (fresh && is_known) {
     discard_work(config.work);
+    write_run_record(config.work, own);
     observer.note(fmt::format("--restart fresh: what {} held is discarded", config.work.string()));
   }
   if (!is_known || fresh) {
