@@ -55,7 +55,8 @@ po::options_description machine_options() {
   return options;
 }
 
-int run_session(const CommandLine& line, const std::function<void(comm::World& world, Backend& backend)>& body) {
+int run_session(const CommandLine& line, const std::function<void(comm::World& world, Backend& backend)>& body,
+                const StopOptions& stop) {
   const int asked = line.get<int>("threads");
   if (asked < 0 || asked > 4096) {
     throw Error(ErrorKind::usage, fmt::format("--threads {}: expected 0 (automatic) to 4096", asked));
@@ -64,7 +65,9 @@ int run_session(const CommandLine& line, const std::function<void(comm::World& w
   if (device != "auto" && device != "cpu" && device != "cuda") {
     throw Error(ErrorKind::usage, fmt::format("--device {}: expected auto, cpu or cuda", device));
   }
-  const auto world = comm::World::start({.stall_seconds = line.get<double>("stall-seconds")});
+  const auto world = comm::World::start({.stall_seconds = line.get<double>("stall-seconds"),
+                                         .stop_on_signals = stop.on_signals,
+                                         .deadline = stop.deadline});
   try {
     const bool on_gpu = device == "cuda" || (device == "auto" && every_rank_has_gpus(*world));
     const auto backend =
@@ -72,7 +75,15 @@ int run_session(const CommandLine& line, const std::function<void(comm::World& w
                : make_cpu_backend({.threads = thread_count(*world, asked), .progress = &world->progress()});
     body(*world, *backend);
   } catch (const Error& error) {
-    world->fail(error);
+    if (error.kind() != ErrorKind::stopped && error.kind() != ErrorKind::no_gain) {
+      world->fail(error);
+    }
+    const bool speaks = world->rank() == 0;
+    world->finish();
+    if (speaks) {
+      fmt::print(stderr, "gptq-dist: {}\n", error.one_line());
+    }
+    return exit_code(error.kind());
   } catch (const std::bad_alloc&) {
     world->fail(
         Error(ErrorKind::internal, "out of memory; use more ranks, fewer --samples, or a machine with more memory"));

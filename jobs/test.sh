@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole test suite, as CI runs it: installs what is missing, builds everything with warnings as errors, fuzzes the
-# readers of untrusted files, compiles the CUDA code where nvcc is, and runs the tests. Ends with
+# readers of untrusted files, compiles the CUDA code where nvcc is, runs the tests and kills runs. Ends with
 # ctest's summary; anything that fails gives an exit status other than 0.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -50,3 +50,6 @@ say "tests"
 # Left out: the published code's other configurations, six minutes (ctest --preset cpu -R Other/), and other programs
 # that load our artifacts, twelve where they are installed (ctest --preset cpu -L interop).
 ctest --preset cpu --output-on-failure -j "$(nproc)" -E '\.Other/|^interop$'
+
+say "kills"
+jobs/bench/soak.sh 20
