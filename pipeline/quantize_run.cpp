@@ -18,6 +18,7 @@
 #include "pipeline/family.hpp"
 #include "pipeline/fingerprint.hpp"
 #include "pipeline/report.hpp"
+#include "pipeline/same_run.hpp"
 #include "pipeline/source.hpp"
 #include "pipeline/synthetic.hpp"
 #include "pipeline/work_folder.hpp"
@@ -480,6 +481,7 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
     }
   }
   const auto wanted = make_fingerprint(source, plan, config, spec, windows, backend);
+  require_same_run(world, wanted, config.allow_mixed, observer.note);
   const Found found = look_at_disk(world, config, source, wanted, observer);
   QuantizeSummary summary{.out = config.out,
                           .source_bytes = total_bytes(*source.tensors),

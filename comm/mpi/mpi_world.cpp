@@ -1,5 +1,7 @@
 #include <mpi.h>
 
+#include <algorithm>
+#include <array>
 #include <charconv>
 #include <cmath>
 #include <cstdlib>
@@ -27,6 +29,22 @@ int tasks_of_slurm_step() {
   return tasks;
 }
 
+[[noreturn]] void refuse_tasks_apart(int tasks) {
+  throw Error(
+      ErrorKind::usage,
+      fmt::format("starting MPI: SLURM started {} tasks, but each of them sees a world of 1 rank and would run "
+                  "the whole job; start with `srun --mpi=pmix` (`srun --mpi=list` shows what this cluster has), "
+                  "or with mpirun",
+                  tasks));
+}
+
+/// Nothing says to which MPI job this process belongs. Some MPI libraries end a process that asks, before it could
+/// print anything of use.
+bool no_launcher_knows_mpi() {
+  constexpr std::array names{"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"};
+  return std::all_of(names.begin(), names.end(), [](const char* name) { return std::getenv(name) == nullptr; });
+}
+
 MPI_Comm duplicate_of_world() {
   MPI_Comm comm = MPI_COMM_NULL;
   check_mpi(MPI_Comm_dup(MPI_COMM_WORLD, &comm), "starting MPI");
@@ -41,6 +59,9 @@ class Library {
     MPI_Initialized(&initialized);
     if (initialized != 0) {
       throw Error(ErrorKind::usage, "starting MPI: it can be started once in a process, and was");
+    }
+    if (const int tasks = tasks_of_slurm_step(); tasks > 1 && no_launcher_knows_mpi()) {
+      refuse_tasks_apart(tasks);
     }
     int provided = MPI_THREAD_SINGLE;
     check_mpi(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &provided), "starting MPI");
@@ -72,11 +93,7 @@ class Library {
                   "Open MPI built with thread support (4.1 and newer are)");
     }
     if (const int tasks = tasks_of_slurm_step(); tasks > 1 && size == 1) {
-      throw Error(ErrorKind::usage,
-                  fmt::format("starting MPI: SLURM started {} tasks, but each of them sees a world of 1 rank and would "
-                              "run the whole job; start with `srun --mpi=pmix` (`srun --mpi=list` shows what this "
-                              "cluster has), or with mpirun",
-                              tasks));
+      refuse_tasks_apart(tasks);
     }
   }
 };
