@@ -87,7 +87,7 @@ log_has() { # FILE TEXT
 }
 
 submit() { # SBATCH-ARGUMENT...
-  sbatch --parsable --chdir="$PWD" --time=5 "$@"
+  sbatch --parsable --chdir="$PWD" --time=30 "$@"
 }
 
 checksums() { # FOLDER
