@@ -15,6 +15,7 @@
 #include "io/atomic_file.hpp"
 #include "io/checksum.hpp"
 #include "io/json_file.hpp"
+#include "kernels/base/fault_point.hpp"
 #include "version.hpp"
 
 namespace gptqd::io {
@@ -357,6 +358,15 @@ BlockShard read_image(std::span<const std::byte> image, const std::string& name)
   return shard;
 }
 
+void make_folder(const fs::path& folder) {
+  std::error_code code;
+  fs::create_directories(folder, code);
+  if (code) {
+    throw Error(ErrorKind::io, fmt::format("cannot create {}: {}; choose another work folder or check its permissions",
+                                           folder.string(), code.message()));
+  }
+}
+
 void remove_if_there(const fs::path& path) {
   std::error_code code;
   fs::remove(path, code);
@@ -389,15 +399,6 @@ BlockShard from_image(std::span<const std::byte> image, const std::string& name)
   }
 }
 
-ShardStore::ShardStore(fs::path work_folder) : folder_(std::move(work_folder)) {
-  std::error_code code;
-  fs::create_directories(folder_ / "shards", code);
-  if (code) {
-    throw Error(ErrorKind::io, fmt::format("cannot create {}: {}; choose another work folder or check its permissions",
-                                           (folder_ / "shards").string(), code.message()));
-  }
-}
-
 fs::path ShardStore::shard_path(std::int64_t block) const {
   return folder_ / "shards" / fmt::format("block_{:05}.h5", block);
 }
@@ -408,12 +409,15 @@ fs::path ShardStore::sidecar_path(std::int64_t block) const {
 
 void ShardStore::write(const BlockShard& shard) const {
   with_context(fmt::format("writing {}", shard_path(shard.block).string()), [&] {
+    make_folder(folder_ / "shards");
     const auto image = to_image(shard);
     const nlohmann::json sidecar{{"xxh3_128", xxh3_128_hex(image)}, {"bytes", image.size()}, {"run", shard.run}};
     // Old sidecar away, new shard, new sidecar: between any two of these the block counts as absent.
+    fault_point("shard.withdraw");
     remove_if_there(sidecar_path(shard.block));
     write_file_atomically(shard_path(shard.block), image);
     write_file_atomically(sidecar_path(shard.block), sidecar.dump(2) + "\n");
+    fault_point("shard.listed");
   });
 }
 
@@ -460,7 +464,7 @@ std::string checksum_of(const File& file) {
 
 }  // namespace
 
-ShardState ShardStore::state(std::int64_t block) const {
+ShardState ShardStore::state(std::int64_t block, bool whole) const {
   std::error_code ignored;
   if (!fs::exists(shard_path(block), ignored)) {
     return {.status = ShardStatus::missing, .reason = "no file", .bytes = 0, .xxh3_128 = {}};
@@ -475,7 +479,7 @@ ShardState ShardStore::state(std::int64_t block) const {
     state.reason = fmt::format("{} bytes, expected {}", file.size(), sidecar->bytes);
     return state;
   }
-  const std::string checksum = checksum_of(file);
+  const std::string checksum = whole ? checksum_of(file) : sidecar->xxh3_128;
   if (checksum != sidecar->xxh3_128) {
     state.reason = fmt::format("checksum {}, expected {}", checksum, sidecar->xxh3_128);
     return state;
@@ -483,6 +487,11 @@ ShardState ShardStore::state(std::int64_t block) const {
   state.status = ShardStatus::valid;
   state.xxh3_128 = checksum;
   return state;
+}
+
+nlohmann::json ShardStore::run_of(std::int64_t block) const {
+  const auto sidecar = try_sidecar(sidecar_path(block)).first;
+  return sidecar ? sidecar->run : nlohmann::json();
 }
 
 BlockShard ShardStore::read(std::int64_t block) const {
@@ -508,11 +517,15 @@ BlockShard ShardStore::read(std::int64_t block) const {
 void ShardStore::remove_stale_temporaries() const {
   for (const auto& folder : {folder_, folder_ / "shards"}) {
     std::error_code code;
+    if (!fs::exists(folder, code)) {
+      continue;
+    }
     std::vector<fs::path> stale;
     for (auto entry = fs::directory_iterator(folder, code); !code && entry != fs::directory_iterator();
          entry.increment(code)) {
       const std::string name = entry->path().filename().string();
-      const bool ours = name.starts_with("block_") || name.starts_with("manifest.json");
+      const bool ours = name.starts_with("block_") || name.starts_with("manifest.json") ||
+                        name.starts_with("run.json") || name.starts_with("report.json") || name.starts_with("lock.");
       if (ours && name.ends_with(".tmp")) {
         stale.push_back(entry->path());
       }

@@ -50,8 +50,8 @@ struct ShardState {
 /// The shards of one work folder. Several threads may use one object, for different blocks.
 class ShardStore {
  public:
-  /// Creates `work_folder`/shards where it is missing. @throws Error (io)
-  explicit ShardStore(std::filesystem::path work_folder);
+  /// Creates nothing before the first write.
+  explicit ShardStore(std::filesystem::path work_folder) : folder_(std::move(work_folder)) {}
 
   const std::filesystem::path& folder() const { return folder_; }
   std::filesystem::path shard_path(std::int64_t block) const;
@@ -60,8 +60,11 @@ class ShardStore {
   /// Writes shard and sidecar; any earlier one of this block is invalid from the first moment on.
   /// @throws Error (internal, io)
   void write(const BlockShard& shard) const;
-  /// Compares the whole file with its sidecar.
-  ShardState state(std::int64_t block) const;
+  /// Compares the whole file with its sidecar; with `whole` false its size alone, which is quick and misses flipped
+  /// bits.
+  ShardState state(std::int64_t block, bool whole = true) const;
+  /// What the sidecar says of the run that made the block (seconds, host); null where there is no valid one.
+  nlohmann::json run_of(std::int64_t block) const;
   /// Compares the checksum, then reads. @throws Error (input) when the shard is missing, damaged or another block's
   BlockShard read(std::int64_t block) const;
   /// Removes what a killed run left half-written. Call it where no other process writes to the folder.

@@ -4,6 +4,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
+#include <thread>
 
 #include "jobs/console.hpp"
 
@@ -12,6 +14,8 @@ namespace gptqd::jobs {
 namespace po = boost::program_options;
 
 namespace {
+
+constexpr std::chrono::milliseconds time_for_others_to_end{500};
 
 /// CPUs that this process may run on.
 int allowed_cpus() {
@@ -52,7 +56,8 @@ po::options_description machine_options() {
   return options;
 }
 
-int run_session(const CommandLine& line, const std::function<void(comm::World& world, Backend& backend)>& body) {
+int run_session(const CommandLine& line, const std::function<void(comm::World& world, Backend& backend)>& body,
+                const StopOptions& stop) {
   const int asked = line.get<int>("threads");
   if (asked < 0 || asked > 4096) {
     throw Error(ErrorKind::usage, fmt::format("--threads {}: expected 0 (automatic) to 4096", asked));
@@ -61,7 +66,9 @@ int run_session(const CommandLine& line, const std::function<void(comm::World& w
   if (device != "auto" && device != "cpu" && device != "cuda") {
     throw Error(ErrorKind::usage, fmt::format("--device {}: expected auto, cpu or cuda", device));
   }
-  const auto world = comm::World::start({.stall_seconds = line.get<double>("stall-seconds")});
+  const auto world = comm::World::start({.stall_seconds = line.get<double>("stall-seconds"),
+                                         .stop_on_signals = stop.on_signals,
+                                         .deadline = stop.deadline});
   try {
     const bool on_gpu = device == "cuda" || (device == "auto" && every_rank_has_gpus(*world));
     const auto backend =
@@ -69,7 +76,19 @@ int run_session(const CommandLine& line, const std::function<void(comm::World& w
                : make_cpu_backend({.threads = thread_count(*world, asked), .progress = &world->progress()});
     body(*world, *backend);
   } catch (const Error& error) {
-    world->fail(error);
+    if (error.kind() != ErrorKind::stopped && error.kind() != ErrorKind::no_gain) {
+      world->fail(error);
+    }
+    const bool speaks = world->rank() == 0;
+    world->finish();
+    if (!speaks) {
+      return 0;
+    }
+    fmt::print(stderr, "gptq-dist: {}\n", error.one_line());
+    // A launcher may kill the other ranks at the first exit code but 0 (srun -K, mpirun), and srun would report that
+    // death instead of this code: one rank brings it, when the others have ended.
+    std::this_thread::sleep_for(time_for_others_to_end);
+    return exit_code(error.kind());
   } catch (const std::bad_alloc&) {
     world->fail(
         Error(ErrorKind::internal, "out of memory; use more ranks, fewer --samples, or a machine with more memory"));

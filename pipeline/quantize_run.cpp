@@ -11,7 +11,10 @@
 
 #include "comm/process_grid.hpp"
 #include "io/atomic_file.hpp"
+#include "io/folder_lock.hpp"
 #include "io/json_file.hpp"
+#include "kernels/base/fault_point.hpp"
+#include "kernels/base/human_seconds.hpp"
 #include "pipeline/artifact.hpp"
 #include "pipeline/block_loader.hpp"
 #include "pipeline/block_quantizer.hpp"
@@ -102,39 +105,120 @@ void require_writable(const std::filesystem::path& path, std::string_view option
   }
 }
 
+/// What was found, what is made again, and how long that takes as far as the shards tell.
+void describe_restart(const WorkState& work, std::int64_t first, bool with_replay, const RunObserver& observer) {
+  for (const auto block : work.blocks_that_are(io::ShardStatus::damaged)) {
+    observer.note(fmt::format("block {}: the shard is damaged and will be made again: {}", block,
+                              work.blocks[static_cast<std::size_t>(block)].reason));
+  }
+  const auto valid = work.blocks_that_are(io::ShardStatus::valid);
+  if (valid.empty()) {
+    return;
+  }
+  const auto total = std::ssize(work.blocks);
+  const auto missing = total - std::ssize(valid);
+  std::string plan = fmt::format("found {} of {} blocks finished ({})", valid.size(), total, describe_numbers(valid));
+  if (missing == 0) {
+    observer.note(plan + "; the merge is left");
+    return;
+  }
+  plan += fmt::format("; computing the other {}", missing);
+  if (with_replay && work.to_replay(first) > 0) {
+    plan += fmt::format(", replaying {}{}", work.to_replay(first),
+                        work.replay_seconds
+                            ? fmt::format(" (about {})", human_seconds(*work.replay_seconds *
+                                                                       static_cast<double>(work.to_replay(first))))
+                            : "");
+  }
+  if (const auto seconds = work.estimated_seconds(first, with_replay)) {
+    plan += fmt::format("; about {} in all, if blocks take as long as before", human_seconds(*seconds));
+  }
+  observer.note(plan);
+}
+
 /// What rank 0 found on disk, for all ranks.
 struct Found {
+  std::unique_ptr<io::FolderLock> lock;  ///< of rank 0
   nlohmann::json fingerprint;
   std::vector<std::uint8_t> valid;  ///< a flag a block
   bool complete = false;            ///< OUT is there
 };
 
+/// Makes the work folder where it is missing and takes its lock.
+std::unique_ptr<io::FolderLock> lock_work_folder(comm::World& world, const std::filesystem::path& work,
+                                                 const RunObserver& observer) {
+  std::error_code error;
+  std::filesystem::create_directories(work, error);
+  if (error) {
+    throw Error(
+        ErrorKind::io,
+        fmt::format("cannot make the work folder {}: {}; choose another --work (or --out, beside which it lies)",
+                    work.string(), error.message()));
+  }
+  auto lock = std::make_unique<io::FolderLock>(
+      lock_path(work), [&world] { return world.activity(); }, [&world](const Error& lost) { world.fail(lost); });
+  if (lock->taken_over()) {
+    const auto& holder = lock->taken_over()->holder;
+    observer.note(fmt::format("the run before did not end in order{}; its lock was taken over",
+                              holder ? ": " + holder->describe() : ""));
+  }
+  return lock;
+}
+
+/// Rank 0's part of look_at_disk.
+Found open_work(comm::World& world, const QuantizeConfig& config, const Source& source, const nlohmann::json& wanted,
+                const RunObserver& observer) {
+  const auto step = world.long_host_step("looking at the work folder");
+  Found found;
+  require_writable(config.out, "--out");
+  if (config.report) {
+    require_writable(*config.report, "--report");
+  }
+  const RunRecord own{
+      .fingerprint = wanted,
+      .facts = {{"model", std::filesystem::absolute(config.model).string()}, {"blocks", source.model.blocks.size()}}};
+  const bool is_known = std::filesystem::exists(fingerprint_path(config.work));
+  const bool fresh = config.restart == RestartMode::fresh;
+  if (fresh && is_filled(config.out)) {
+    throw Error(ErrorKind::usage,
+                fmt::format("--restart fresh: {} exists; remove it, or choose another --out", config.out.string()));
+  }
+  if (!is_known) {
+    out_is_complete(config.out, fingerprint_hash(wanted));  // refuses what is in the way before a work folder is made
+  } else if (!fresh) {
+    found.fingerprint = open_work_folder(config.work, own, config.allow_mixed, observer.note).fingerprint;
+    found.complete = out_is_complete(config.out, fingerprint_hash(found.fingerprint));
+    if (found.complete) {
+      found.valid.assign(source.model.blocks.size(), 1);
+      return found;
+    }
+  }
+  found.lock = lock_work_folder(world, config.work, observer);
+  if (fresh && is_known) {
+    discard_work(config.work);
+    observer.note(fmt::format("--restart fresh: what {} held is discarded", config.work.string()));
+  }
+  if (!is_known || fresh) {
+    found.fingerprint = open_work_folder(config.work, own, config.allow_mixed, observer.note).fingerprint;
+    found.complete = out_is_complete(config.out, fingerprint_hash(found.fingerprint));
+  }
+  const io::ShardStore store(config.work);
+  store.remove_stale_temporaries();
+  const auto work = look_at_work(store, std::ssize(source.model.blocks), true);
+  for (const auto& state : work.blocks) {
+    found.valid.push_back(state.status == io::ShardStatus::valid ? 1 : 0);
+  }
+  if (!found.complete) {
+    describe_restart(work, 0, needs_calibration(config.spec), observer);
+  }
+  return found;
+}
+
 Found look_at_disk(comm::World& world, const QuantizeConfig& config, const Source& source, const nlohmann::json& wanted,
                    const RunObserver& observer) {
   Found found;
   if (world.rank() == 0) {
-    const auto step = world.long_host_step("looking at the work folder");
-    require_writable(config.out, "--out");
-    if (config.report) {
-      require_writable(*config.report, "--report");
-    }
-    if (!std::filesystem::exists(fingerprint_path(config.work))) {
-      out_is_complete(config.out, fingerprint_hash(wanted));  // refuses what is in the way before a work folder is made
-    }
-    const RunRecord record = open_work_folder(
-        config.work, {.fingerprint = wanted, .facts = {{"model", std::filesystem::absolute(config.model).string()}}},
-        config.allow_mixed, observer.note);
-    found.fingerprint = record.fingerprint;
-    const io::ShardStore store(config.work);
-    store.remove_stale_temporaries();
-    found.complete = out_is_complete(config.out, fingerprint_hash(found.fingerprint));
-    for (std::int64_t block = 0; block < std::ssize(source.model.blocks); ++block) {
-      const auto state = store.state(block);
-      found.valid.push_back(state.status == io::ShardStatus::valid ? 1 : 0);
-      if (state.status == io::ShardStatus::damaged) {
-        observer.note(fmt::format("block {}: the shard is damaged and will be made again: {}", block, state.reason));
-      }
-    }
+    found = open_work(world, config, source, wanted, observer);
   }
   found.fingerprint = nlohmann::json::parse(world.group().broadcast_string(found.fingerprint.dump(), 0, "fingerprint"));
   found.valid.resize(source.model.blocks.size());
@@ -187,24 +271,33 @@ class StageRun {
   }
 
   void run(const std::optional<io::TokenWindows>& windows) {
-    if (windows) {
-      start(*windows);
-    }
-    for (std::int64_t block = blocks_.first; block < blocks_.end(); ++block) {
-      with_context(fmt::format("working on block {}", block), [&] { run_block(block); });
+    try {
+      if (windows) {
+        start(*windows);
+      }
+      for (std::int64_t block = blocks_.first; block < blocks_.end(); ++block) {
+        with_context(fmt::format("working on block {}", block), [&] { run_block(block); });
+      }
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::stopped) {
+        throw;
+      }
+      stopped_ = true;  // on all ranks of the stage, at the same place
     }
     finish_writing();
     if (windows && hand_on_) {
-      const auto hidden = quantizer_.hidden();
-      world_.set_activity("handing hidden states to the next stage");
-      world_communicator_->send(*stream_, hidden.data, hidden.bytes(), grid_.next_stage_rank(), "hidden states").wait();
+      hand_on();
     }
   }
 
+  /// Asked to before all its blocks were done.
+  bool stopped() const { return stopped_; }
   std::int64_t blocks_computed() const { return computed_; }
   double flops() const { return flops_; }
 
  private:
+  static constexpr std::string_view whether_to_go_on = "whether the run goes on";
+
   bool is_leader() const { return grid_.replica() == 0; }
   bool is_found(std::int64_t block) const { return found_.valid[static_cast<std::size_t>(block)] != 0; }
 
@@ -219,8 +312,44 @@ class StageRun {
     }
     const auto hidden = quantizer_.hidden();
     world_.set_activity("waiting for the hidden states of the stage before");
+    std::byte goes_on{};
+    world_.group().receive(std::span(&goes_on, 1), grid_.previous_stage_rank(), whether_to_go_on);
+    if (goes_on == std::byte{0}) {
+      throw Error(ErrorKind::stopped, "the stage before has stopped");
+    }
     world_communicator_->receive(*stream_, hidden.data, hidden.bytes(), grid_.previous_stage_rank(), "hidden states")
         .wait();
+  }
+
+  void hand_on() {
+    world_.set_activity("handing hidden states to the next stage");
+    const auto hidden = quantizer_.hidden();
+    const int next = grid_.next_stage_rank();
+    const std::byte goes_on{static_cast<unsigned char>(stopped_ ? 0 : 1)};
+    world_.group().send(std::span(&goes_on, 1), next, whether_to_go_on);
+    if (!stopped_) {
+      world_communicator_->send(*stream_, hidden.data, hidden.bytes(), next, "hidden states").wait();
+    }
+  }
+
+  /// A boundary: the stage's ranks agree on whether one of them has been asked to stop. Collective.
+  /// @throws Error (stopped) on all of them
+  void stop_if_asked() {
+    const int asked = world_.stop_requested() ? 1 : 0;
+    if (grid_.replicas_group().all_max(asked, "whether to stop") != 0) {
+      throw Error(ErrorKind::stopped, "asked to stop");
+    }
+  }
+
+  /// Before a block that is to be computed: would it be finished in time, at the pace so far?
+  void stop_before_the_end() {
+    if (!is_leader() || !config_.finish_by || computed_seconds_.empty()) {
+      return;
+    }
+    const std::chrono::duration<double> longest(*std::max_element(computed_seconds_.begin(), computed_seconds_.end()));
+    if (Clock::now() + longest > *config_.finish_by) {
+      world_.request_stop("the job's end, before which the next block would not be finished");
+    }
   }
 
   PackedSource finished_block(std::int64_t block) const {
@@ -242,21 +371,31 @@ class StageRun {
     if (is_found(block) && !needs_calibration(spec_)) {
       return;
     }
+    if (!is_found(block)) {
+      stop_before_the_end();
+    }
+    stop_if_asked();
     const auto start = Clock::now();
     const auto& spec = source_.model.blocks[static_cast<std::size_t>(block)];
     world_.set_activity(fmt::format("block {}, loading", block));
+    fault_point("block.load");
     auto weights = loader_.load(block);
     if (block + 1 < blocks_.end()) {
       loader_.prefetch(block + 1);
     }
     if (is_found(block)) {
       world_.set_activity(fmt::format("block {}, replaying", block));
+      fault_point("block.replay");
       quantizer_.replay(spec, weights);
       report(block, start, std::nullopt);
       return;
     }
-    auto result = quantizer_.quantize(
-        spec, weights, [&](Phase phase) { world_.set_activity(fmt::format("block {}, {}", block, name_of(phase))); });
+    auto result = quantizer_.quantize(spec, weights, [&](Phase phase) {
+      world_.set_activity(fmt::format("block {}, {}", block, name_of(phase)));
+      fault_point("phase");
+      stop_if_asked();
+    });
+    fault_point("block.done");
     LayerTable table;
     for (const auto& linear : result.linears) {
       table.add(block, linear.record.to_json(), linear.record.seconds);
@@ -292,6 +431,7 @@ class StageRun {
         world_.progress().tick();
       }
       store_.write(shard);
+      world_.count_saved();
       world_.progress().tick();
     });
   }
@@ -359,12 +499,21 @@ class StageRun {
   IndexRange blocks_;     ///< this stage's, up to the last missing one
   bool hand_on_ = false;  ///< a later stage has something to do
   std::future<void> writing_;
+  bool stopped_ = false;
   std::int64_t computed_ = 0;
   double flops_ = 0;
   std::int64_t fallbacks_ = 0;
   std::vector<double> computed_seconds_;
   std::vector<double> replayed_seconds_;
 };
+
+/// By what the job was asked to stop, on every rank: the one that got the signal may know alone. Collective.
+std::string cause_of_stop(comm::World& world) {
+  const std::string own = world.stop_cause();
+  const auto causes = world.group().all_gather_bytes(std::as_bytes(std::span(own)), "why the job stops");
+  const auto known = std::find_if(causes.begin(), causes.end(), [](const auto& cause) { return !cause.empty(); });
+  return known == causes.end() ? "" : std::string(reinterpret_cast<const char*>(known->data()), known->size());
+}
 
 /// Every layer of the run has passed: the fallbacks of blocks that were found count as well.
 void check_fallbacks(const LayerTable& table, std::int64_t most) {
@@ -485,18 +634,15 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
   const Found found = look_at_disk(world, config, source, wanted, observer);
   QuantizeSummary summary{.out = config.out,
                           .source_bytes = total_bytes(*source.tensors),
-                          .blocks_found = std::count(found.valid.begin(), found.valid.end(), 1)};
+                          .blocks_found = std::count(found.valid.begin(), found.valid.end(), 1),
+                          .blocks = plan.blocks};
   if (found.complete) {
     summary.already_complete = true;
     return summary;
   }
-  if (world.rank() == 0 && summary.blocks_found > 0) {
-    observer.note(
-        fmt::format("found {} of {} blocks finished; going on with the rest", summary.blocks_found, plan.blocks));
-  }
-
   const auto blocks_start = Clock::now();
   double flops = 0;
+  bool stopped = false;
   {
     StageRun stage(world, backend, config, spec, source, plan, found, observer);
     stage.run(windows);
@@ -504,6 +650,12 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
                                                    "blocks computed");
     summary.blocks_computed = std::accumulate(computed.begin(), computed.end(), std::int64_t{0});
     flops = stage.flops();
+    // A stop that was asked for while the last block was computed comes before the merge, which may take long.
+    stopped = world.group().all_max(stage.stopped() || world.stop_requested() ? 1 : 0, "whether to stop") != 0;
+  }
+  if (stopped) {
+    summary.stopped = cause_of_stop(world);
+    return summary;
   }
   const double blocks_seconds = seconds_since(blocks_start);
   const auto peaks = world.group().all_gather(backend.peak_bytes(), "peak memory");
@@ -512,6 +664,7 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
   if (world.rank() == 0) {
     const auto step = world.long_host_step("merging the shards");
     world.set_activity("merging the shards");
+    fault_point("merge");
     LayerTable table;
     nlohmann::json files = nlohmann::json::array();
     const auto merge_start = Clock::now();

@@ -290,7 +290,7 @@ TEST(ShardStore, AFolderThatCannotBeMadeIsAnIoError) {
   const TemporaryFolder folder;
   write_text(folder / "file", "");
 
-  const Error error = error_of([&] { ShardStore(folder / "file/work"); });
+  const Error error = error_of([&] { ShardStore(folder / "file/work").write(sample(0)); });
 
   EXPECT_EQ(error.kind(), ErrorKind::io);
   EXPECT_THAT(error.message(), HasSubstr("file/work/shards"));
