@@ -134,7 +134,8 @@ AccountingStorageType=accounting_storage/none
 SwitchType=switch/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
-SchedulerType=sched/builtin
+SchedulerType=sched/backfill
+SchedulerParameters=sched_interval=1,bf_interval=1
 ReturnToService=2
 KillWait=5
 StateSaveLocation=$place/state
@@ -177,11 +178,11 @@ for launcher in srun mpirun; do
   until_true 60 "the second block" log_has "$log" "block 2 of"
   scancel --batch --signal=USR1 "$job" # what SLURM sends 300 s before the job's end
   until_true 30 "exit status 75" log_has "$log" "requeue.sh: exit status 75"
-  until_true 30 "the second start" log_has "$log" "finished; going on"
+  until_true 30 "the second start" log_has "$log" "blocks finished ("
   until_true 60 "job $job" has_state "$job" COMPLETED
   [[ $(job_field "$job" Restarts) == 1 && $(job_field "$job" ExitCode) == 0:0 ]] ||
     fail "job $job: expected one restart and exit code 0:0, got $(job_field "$job" Restarts) and $(job_field "$job" ExitCode)"
-  grep -E 'requeue.sh|finished; going on' "$log"
+  grep -E 'requeue.sh|blocks finished' "$log"
   same_bytes "$out/$launcher"
 done
 
