@@ -19,6 +19,7 @@ using namespace std::chrono_literals;
 
 constexpr int tag_of_reports = 1;
 constexpr int tag_of_last_words = 2;
+constexpr int tag_of_end = 3;
 constexpr auto longest_period = 250ms;
 constexpr auto leaving_period = 1ms;
 /// What rank 0 gets to act on another rank's last words.
@@ -228,6 +229,7 @@ void Watchdog::run_hub() {
   StallJudge judge(size, stall_, period_, previous);
   Inbox<Report> reports(comm_.get(), MPI_ANY_SOURCE, tag_of_reports);
   Inbox<LastMessage> last_words(comm_.get(), MPI_ANY_SOURCE, tag_of_last_words);
+  Inbox<std::uint8_t> end(comm_.get(), MPI_ANY_SOURCE, tag_of_end);
   std::vector<std::unique_ptr<Outbox<Report>>> replies;
   for (int r = 0; r < size; ++r) {
     replies.push_back(std::make_unique<Outbox<Report>>(comm_.get(), r, tag_of_reports));
@@ -246,6 +248,9 @@ void Watchdog::run_hub() {
       judge.restart(now);  // this process was suspended, perhaps with all others: their reports are on the way
     }
     previous = now;
+    if (end.poll()) {
+      leave_the_word();
+    }
     if (const auto last = last_words.poll()) {
       report(last->message.code, last->message.text);
     }
@@ -304,6 +309,7 @@ void Watchdog::run_spoke() {
   Inbox<Report> replies(comm_.get(), 0, tag_of_reports);
   Outbox<Report> reports(comm_.get(), 0, tag_of_reports);
   Outbox<LastMessage> last_words(comm_.get(), 0, tag_of_last_words);
+  Inbox<std::uint8_t> end(comm_.get(), MPI_ANY_SOURCE, tag_of_end);
   bool said_goodbye = false;
   std::optional<Clock::time_point> stop_seen;
 
@@ -323,6 +329,9 @@ void Watchdog::run_spoke() {
         wait_until(*job_, "the end of the job", {}, [&] { return reports.is_free(); });
         return;
       }
+    }
+    if (end.poll()) {
+      leave_the_word();
     }
     if (now - heard > silence_allowed()) {
       report(exit_code(ErrorKind::internal),
@@ -430,9 +439,26 @@ void Watchdog::end_job(int code, const std::string& text) {
   report(code, text);
 }
 
+void Watchdog::announce_end() {
+  for (int r = 0; r < comm_.size() && !job_->closed(); ++r) {
+    if (r != comm_.rank()) {
+      // Never completed: the process is over before. Too short to wait for its receiver.
+      MPI_Request request = MPI_REQUEST_NULL;
+      MPI_Isend(&announcement_, 1, MPI_BYTE, r, tag_of_end, comm_.get(), &request);
+    }
+  }
+}
+
+void Watchdog::leave_the_word() {
+  // The launcher is about to send SIGTERM: the reason has been told.
+  job_->set_failing();
+  job_->claim_report();
+}
+
 void Watchdog::report(int code, const std::string& text) {
   job_->set_failing();
   if (job_->claim_report()) {
+    announce_end();
     print_line(text);
     std::this_thread::sleep_for(flush_time);
     if (!job_->closed()) {

@@ -53,6 +53,10 @@ class Watchdog {
   /// Sleeps for a period, less while leaving or when last words wait to be sent. True while leaving.
   bool pause();
   std::optional<LastWords> take_last_words();
+  /// Tells the other ranks that this one prints the job's last message, and ends it.
+  void announce_end();
+  /// Another rank does so: this one is quiet.
+  void leave_the_word();
   [[noreturn]] void report(int code, const std::string& text);
   Clock::duration silence_allowed() const;
 
@@ -68,6 +72,7 @@ class Watchdog {
   bool left_ = false;
   bool ended_ = false;
   std::optional<LastWords> last_words_;
+  std::uint8_t announcement_ = 1;
 
   std::thread thread_;
 };
