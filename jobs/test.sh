@@ -5,7 +5,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-fuzzers=(safetensors_header config_json corpus npy_header pickle tokenizer_json)
+fuzzers=(safetensors_header config_json corpus npy_header pickle shard_file tokenizer_json work_folder)
 
 fuzz() { # TARGET SECONDS, its seeds in tests/fuzz/seeds/TARGET
   local corpus=build/fuzz/inputs/$1 log=build/fuzz/$1.log
@@ -29,12 +29,17 @@ build cpu -DGPTQD_WERROR=ON -DGPTQD_TESTS=ON all gptqd_benchmarks
 say "fuzzing"
 probe='extern "C" int LLVMFuzzerTestOneInput(const unsigned char*, unsigned long) { return 0; }'
 if clang++ -fsanitize=fuzzer,address,undefined -x c++ - -o build/has_fuzzer <<<"$probe" 2>/dev/null; then
-  build fuzz -DGPTQD_WERROR=ON "${fuzzers[@]}"
+  build fuzz -DGPTQD_WERROR=ON "${fuzzers[@]}" shard_image
   export -f fuzz
-  # The reader of weights a minute, the others a third of one.
   for fuzzer in "${fuzzers[@]}"; do
-    echo "$fuzzer $([[ $fuzzer == safetensors_header ]] && echo 60 || echo 20)"
+    case $fuzzer in
+      safetensors_header) seconds=60 ;; # what people download
+      shard_file | work_folder) seconds=10 ;;
+      *) seconds=20 ;;
+    esac
+    echo "$fuzzer $seconds"
   done | xargs -P "$(nproc)" -L 1 bash -c 'set -euo pipefail; fuzz "$@"' fuzz
+  echo "shard_image: $(build/fuzz/shard_image 50000)"
 else
   echo "skipped: no clang++ with libFuzzer here"
 fi
@@ -49,3 +54,9 @@ fi
 say "tests"
 # The published code's other configurations take six minutes more: ctest --preset cpu -R Other/.
 ctest --preset cpu --output-on-failure -j "$(nproc)" -E '\.Other/'
+
+say "three hosts"
+jobs/test-cluster.sh
+
+say "SLURM"
+jobs/test-slurm.sh

@@ -19,15 +19,22 @@ case ${GPTQ_DIST_LAUNCHER:-srun} in
     launcher=(srun --mpi=pmix --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --distribution=block
       --gpu-bind=none)
     ;;
-  mpirun) launcher=(mpirun --bind-to none) ;;
+  mpirun)
+    # mpirun has to notice lost nodes before --stall-seconds ends the run, or it waits for them for a quarter of an hour.
+    launcher=(mpirun --bind-to none --mca oob_tcp_keepalive_time 10 --mca oob_tcp_keepalive_intvl 3
+      --mca oob_tcp_keepalive_probes 3)
+    ;;
   *)
     echo "GPTQ_DIST_LAUNCHER=$GPTQ_DIST_LAUNCHER: expected srun or mpirun" >&2
     exit 64
     ;;
 esac
 
-# The program ends in time by itself when it knows the end of the job, which SLURM tells since 23.02.
-if [[ -z ${SLURM_JOB_END_TIME:-} ]] && end=$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %e 2>/dev/null) &&
-  end=$(date -d "$end" +%s 2>/dev/null); then
-  export SLURM_JOB_END_TIME=$end
+# The program stops in time by itself where it knows the end of the job; SLURM tells it since 23.02.
+if [[ -z ${SLURM_JOB_END_TIME:-} ]]; then
+  end=$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %e 2>/dev/null) || end=
+  if [[ $end == [0-9]* ]]; then # not for jobs without a limit
+    SLURM_JOB_END_TIME=$(date -d "$end" +%s)
+    export SLURM_JOB_END_TIME
+  fi
 fi
