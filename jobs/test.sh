@@ -39,7 +39,12 @@ if clang++ -fsanitize=fuzzer,address,undefined -x c++ - -o build/has_fuzzer <<<"
     esac
     echo "$fuzzer $seconds"
   done | xargs -P "$(nproc)" -L 1 bash -c 'set -euo pipefail; fuzz "$@"' fuzz
-  echo "shard_image: $(build/fuzz/shard_image 50000)"
+  if ! result=$(build/fuzz/shard_image 20000 2>build/fuzz/shard_image.log); then
+    tail -n 60 build/fuzz/shard_image.log >&2
+    echo "shard_image: $result" >&2
+    exit 1
+  fi
+  echo "shard_image: $result"
 else
   echo "skipped: no clang++ with libFuzzer here"
 fi
