@@ -6,7 +6,6 @@
 #include <string_view>
 
 #include "comm/group.hpp"
-#include "comm/tree_sum.hpp"
 #include "kernels/backend.hpp"
 
 namespace gptqd::comm {
@@ -36,11 +35,30 @@ struct Part {
   std::int64_t bytes = 0;
 };
 
+/// Messages of an exchange.
+struct Outgoing {
+  int peer = 0;
+  const void* data = nullptr;
+  std::int64_t bytes = 0;
+};
+struct Incoming {
+  int peer = 0;
+  void* data = nullptr;
+  std::int64_t bytes = 0;
+};
+
+/// What transfers have cost one rank so far.
+struct TransferTotals {
+  std::int64_t bytes = 0;      ///< sent and received; a broadcast counts once
+  double seconds = 0;          ///< that transfers were under way, waiting for the peers' side included
+  double exposed_seconds = 0;  ///< of these, those in which the rank's other work stood still for them
+};
+
 /// Moves buffers of one kind of memory between the ranks of a group.
 ///
 /// A transfer starts behind all work that is on the stream when it is called. All ranks call collective operations
-/// (broadcast, all_gather, reduce_tree) in the same order; messages between two ranks arrive in the order sent.
-/// One thread at a time uses a communicator. `what` names the operation in messages.
+/// (broadcast, all_gather) in the same order; messages between two ranks arrive in the order sent. One thread at a time
+/// uses a communicator. `what` names the operation in messages.
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -51,26 +69,23 @@ class Communicator {
   virtual int size() const = 0;
 
   virtual Pending broadcast(Stream& stream, void* data, std::int64_t bytes, int root, std::string_view what) = 0;
-  virtual Pending send(Stream& stream, const void* data, std::int64_t bytes, int peer, std::string_view what) = 0;
-  virtual Pending receive(Stream& stream, void* data, std::int64_t bytes, int peer, std::string_view what) = 0;
+  /// Messages to and from any peers, all at once. The peers' exchanges must hold their other ends, in the same order
+  /// between any two ranks.
+  virtual Pending exchange(Stream& stream, std::span<const Outgoing> sends, std::span<const Incoming> receives,
+                           std::string_view what) = 0;
+  Pending send(Stream& stream, const void* data, std::int64_t bytes, int peer, std::string_view what);
+  Pending receive(Stream& stream, void* data, std::int64_t bytes, int peer, std::string_view what);
 
   /// Every rank's part of `whole` to every rank, in place.
   /// @param parts  one a rank, the same on all ranks, not overlapping; uneven or empty ones are fine
   /// @throws Error (internal) unless parts.size() == size()
   virtual void all_gather(Stream& stream, void* whole, std::span<const Part> parts, std::string_view what) = 0;
 
-  /// The root of the tree of all ranks' leaves, to one rank: the same bits for any number of ranks.
-  ///
-  /// Rank r has pushed leaves_of(r, size(), leaves) of them. The owner takes the ranks' nodes in leaf order, adding
-  /// siblings as TreeSum does. Collective; afterwards `local` is empty and may be filled again.
-  /// @param result  [rows, cols] of local's dtype, rows may be strided; written at the owner, ignored elsewhere
-  /// @throws Error (internal) if `local` does not hold this rank's leaves, or `result` has another shape or dtype
-  void reduce_tree(Stream& stream, TreeSum& local, int owner, AnyView<2> result, std::string_view what);
+  /// Of transfers that are complete.
+  virtual TransferTotals totals() = 0;
 
  protected:
   Communicator() = default;
-  /// dst <- src in this communicator's kind of memory, in order with the stream.
-  virtual void copy(Stream& stream, AnyView<2> dst, ConstAnyView<2> src) = 0;
 };
 
 /// Over host memory (the CPU backend's buffers): waits for the stream, then sends. Takes ranks of its own from the
@@ -78,7 +93,7 @@ class Communicator {
 std::unique_ptr<Communicator> make_mpi_communicator(Group& group);
 
 /// The communicator for a backend's buffers: over MPI for host memory, over NCCL for GPUs'. Collective over the group.
-/// The backend outlives it.
+/// The group and the backend outlive it.
 std::unique_ptr<Communicator> make_communicator(Group& group, Backend& backend);
 
 }  // namespace gptqd::comm

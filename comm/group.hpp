@@ -2,6 +2,7 @@
 /// @file The control plane between ranks: messages in host memory, none of whose waits is unbounded.
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -61,6 +62,9 @@ class Group {
   virtual Request ibroadcast(std::span<std::byte> data, int root, std::string_view what) = 0;
   /// The ranks with the same `color` make a group, ordered by `key`, then by rank. Collective.
   virtual std::unique_ptr<Group> split(int color, int key) = 0;
+  /// Polls `done` until it is true, as this group's own waits do: for what ranks wait for by other means. Thread-safe.
+  /// @throws Error when the job is ending; what `done` throws
+  virtual void wait_until(std::string_view what, const std::function<bool()>& done) = 0;
 
   void send(std::span<const std::byte> data, int peer, std::string_view what);
   void receive(std::span<std::byte> data, int peer, std::string_view what);

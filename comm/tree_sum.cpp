@@ -37,7 +37,7 @@ bool are_siblings(LeafRange left, LeafRange right) {
 }  // namespace
 
 TreeSum::TreeSum(TreeOperations operations, DType dtype, Shape<2> shape, int leaves)
-    : operations_(std::move(operations)), dtype_(dtype), shape_(shape), leaves_(leaves) {
+    : operations_(std::move(operations)), dtype_(dtype), shape_(shape), largest_bytes_(bytes()), leaves_(leaves) {
   require(leaves >= 1 && std::has_single_bit(static_cast<unsigned>(leaves)),
           fmt::format("tree of partial sums: the number of leaves has to be a power of two, got {}", leaves));
   require(dtype == DType::f32 || dtype == DType::f64,
@@ -46,14 +46,19 @@ TreeSum::TreeSum(TreeOperations operations, DType dtype, Shape<2> shape, int lea
 }
 
 AnyView<2> TreeSum::next() {
-  if (!next_ && !free_.empty()) {
-    next_ = std::move(free_.back());
-    free_.pop_back();
-  }
   if (!next_) {
-    next_ = operations_.allocate(bytes());
+    next_ = spare_buffer();
   }
   return next_->any_view<2>(dtype_, shape_);
+}
+
+Buffer TreeSum::spare_buffer() {
+  if (free_.empty()) {
+    return operations_.allocate(largest_bytes_);
+  }
+  Buffer buffer = std::move(free_.back());
+  free_.pop_back();
+  return buffer;
 }
 
 void TreeSum::push(Stream& stream, LeafRange node) {
@@ -105,7 +110,8 @@ void TreeSum::restart(Shape<2> shape) {
     next_.reset();
   }
   shape_ = shape;
-  std::erase_if(free_, [&](const Buffer& buffer) { return buffer.bytes() < bytes(); });
+  largest_bytes_ = std::max(largest_bytes_, bytes());
+  std::erase_if(free_, [&](const Buffer& buffer) { return buffer.bytes() < largest_bytes_; });
 }
 
 }  // namespace gptqd::comm

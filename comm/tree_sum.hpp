@@ -33,6 +33,8 @@ struct TreeOperations {
   std::function<Buffer(std::int64_t bytes)> allocate;
   /// dst += src, element by element, enqueued on the stream. Both [rows, cols], dense, the same f32 or f64.
   std::function<void(Stream& stream, AnyView<2> dst, ConstAnyView<2> src)> add;
+  /// dst <- src, likewise; dst's rows may be strided.
+  std::function<void(Stream& stream, AnyView<2> dst, ConstAnyView<2> src)> copy;
 };
 
 /// The nodes of the tree that one rank has so far.
@@ -45,7 +47,7 @@ struct TreeOperations {
 ///   accumulate(stream, leaf, tree.next());  // writes all of it
 ///   tree.push(stream, leaf);
 /// }
-/// communicator.reduce_tree(stream, tree, owner, result, what);
+/// reduction.add(tree, owner, result, what);  // TreeReduction
 /// @endcode
 class TreeSum {
  public:
@@ -75,9 +77,12 @@ class TreeSum {
   /// Moves the nodes out, leaving an empty tree. Give their buffers back with recycle().
   std::vector<Node> take_nodes();
   void recycle(Buffer buffer);
+  /// A buffer for one matrix, from those that are not in use where there is one.
+  Buffer spare_buffer();
+  void copy(Stream& stream, AnyView<2> to, const Node& from) { operations_.copy(stream, to, view(from)); }
   AnyView<2> view(const Node& node) const { return node.buffer.any_view<2>(dtype_, shape_); }
 
-  /// Forgets all nodes and takes another shape; buffers that are large enough are kept.
+  /// Forgets all nodes and takes another shape. Buffers are made for the largest shape so far; smaller ones go.
   void restart(Shape<2> shape);
 
   DType dtype() const { return dtype_; }
@@ -90,6 +95,7 @@ class TreeSum {
   TreeOperations operations_;
   DType dtype_;
   Shape<2> shape_;
+  std::int64_t largest_bytes_;
   int leaves_;
   std::vector<Node> stack_;
   std::vector<Buffer> free_;

@@ -56,6 +56,7 @@ bool factor_panels(Team& team, const Panels& hessian, std::span<const double> di
     }
   }
 
+  exchange.drain();
   backend.copy_to_host(stream, status.data(), device_status.data(), layout.count() * size_of(DType::i32));
   stream.synchronize();
   const bool failed = std::any_of(status.begin(), status.end(), [](std::int32_t value) { return value != 0; });

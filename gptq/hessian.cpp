@@ -5,11 +5,14 @@
 #include <cstring>
 #include <utility>
 
-#include "comm/tree_sum.hpp"
+#include "comm/tree_reduction.hpp"
 
 namespace gptqd::gptq {
 
 namespace {
+
+/// Panels whose partial sums travel together, at most: so many owners receive at a time, so many panels wait.
+constexpr int most_panels_together = 4;
 
 /// A [rows, cols] matrix of f32 or f64 in host memory as f64.
 std::vector<double> download(Team& team, ConstAnyView<2> matrix) {
@@ -173,34 +176,51 @@ void HessianSource::accumulate(Panels& panels, const DeviceOrder& order) {
   const auto& layout = panels.layout();
   reorder_activations(order.index());
   const auto shape_of = [&](int k) { return Shape<2>{layout.at(k).rows, layout.at(k).cols}; };
-  // The widest panel comes first in the order of the factorization, so the tree's buffers are made once.
   comm::TreeSum tree(
       {.allocate = [&](std::int64_t bytes) { return backend.allocate(bytes); },
-       .add = [&](Stream& on, AnyView<2> sum, ConstAnyView<2> x) { backend.add(on, {.x = x, .y = sum}); }},
+       .add = [&](Stream& on, AnyView<2> sum, ConstAnyView<2> x) { backend.add(on, {.x = x, .y = sum}); },
+       .copy = [&](Stream& on, AnyView<2> to, ConstAnyView<2> from) { backend.convert(on, {.x = from, .y = to}); }},
       panels.dtype(), shape_of(layout.count() - 1), leaves_);
-  for (int k = layout.count() - 1; k >= 0; --k) {
-    const auto shape = layout.at(k);
-    tree.restart(shape_of(k));
-    for (const auto& leaf : input_.leaves) {
-      const auto sum = tree.next();
-      bool accumulate = false;
-      for (const auto& chunk : leaf.chunks) {
-        if (chunk.rows() == 0) {
-          continue;
-        }
-        backend.gram_panel(stream,
-                           {.x = chunk.slice_cols(shape.first, shape.rows), .panel = sum, .accumulate = accumulate});
-        accumulate = true;
-      }
-      if (!accumulate) {
-        backend.fill_zero(stream, sum.data, sum.bytes());
-      }
-      tree.push(stream, leaf.leaf);
+  const int ranks = team_.communicator.size();
+  const int together = std::min(ranks, most_panels_together);
+  comm::TreeReduction on_the_way(team_.communicator);
+  for (int k = layout.count() - 1; k >= 0;) {
+    comm::TreeReduction next(team_.communicator);
+    const int end = std::max(-1, k - together);
+    const auto what = fmt::format("Hessian panels {} to {} of {}", k, end + 1, layer_);
+    for (; k > end; --k) {
+      tree.restart(shape_of(k));
+      add_leaves_of_panel(tree, layout.at(k));
+      next.add(tree, panels.owner(k), panels.owns(k) ? panels.view(k) : AnyView<2>{}, what);
     }
-    team_.communicator.reduce_tree(stream, tree, panels.owner(k), panels.owns(k) ? panels.view(k) : AnyView<2>{},
-                                   fmt::format("Hessian panel {} of {}", k, layer_));
+    next.start(stream, what);
+    on_the_way.finish(stream, tree);
+    on_the_way = std::move(next);
+    if (ranks == 1) {
+      on_the_way.finish(stream, tree);
+    }
   }
+  on_the_way.finish(stream, tree);
   reorder_activations(order.position());
+}
+
+void HessianSource::add_leaves_of_panel(comm::TreeSum& tree, PanelShape shape) {
+  for (const auto& leaf : input_.leaves) {
+    const auto sum = tree.next();
+    bool accumulate = false;
+    for (const auto& chunk : leaf.chunks) {
+      if (chunk.rows() == 0) {
+        continue;
+      }
+      team_.backend.gram_panel(
+          team_.stream, {.x = chunk.slice_cols(shape.first, shape.rows), .panel = sum, .accumulate = accumulate});
+      accumulate = true;
+    }
+    if (!accumulate) {
+      team_.backend.fill_zero(team_.stream, sum.data, sum.bytes());
+    }
+    tree.push(team_.stream, leaf.leaf);
+  }
 }
 
 void HessianSource::reorder_activations(DeviceOrder::Map index) {

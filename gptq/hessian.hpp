@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "comm/tree_sum.hpp"
 #include "gptq/column_order.hpp"
 #include "gptq/panels.hpp"
 #include "gptq/team.hpp"
@@ -46,7 +47,9 @@ class HessianSource {
   /// This rank's panels of H, columns in the order's factor order: fp32 from activations, `solver` from a given matrix.
   ///
   /// Panels outside, leaves inside: beside the panels this needs log2(leaves) + 2 buffers of one panel and one chunk of
-  /// activations, never a second H. The strictly upper part of a panel's first rows is unspecified. Collective.
+  /// activations, never a second H; with several ranks also the nodes of up to four panels on their way to the owners,
+  /// while XᵀX of the next ones is computed. The strictly upper part of a panel's first rows is unspecified.
+  /// Collective.
   Panels panels(const PanelLayout& layout, const DeviceOrder& order, DType solver);
 
   /// Collective: every rank passes the same diagonal, and every rank throws the same error.
@@ -55,6 +58,8 @@ class HessianSource {
 
  private:
   void accumulate(Panels& panels, const DeviceOrder& order);
+  /// Pushes XᵀX of this rank's leaves, the columns of one panel.
+  void add_leaves_of_panel(comm::TreeSum& tree, PanelShape shape);
   void reorder_activations(DeviceOrder::Map index);
   void extract(Panels& panels, const ColumnOrder& order);
   [[noreturn]] void throw_not_finite(const std::string& what);

@@ -31,6 +31,7 @@ Buffer stack_on_identity(Team& team, const Panels& hessian) {
     backend.convert(team.stream,
                     {.x = panel, .y = whole.slice_rows(shape.first, shape.rows).slice_cols(shape.first, shape.cols)});
   }
+  exchange.drain();
   team.stream.synchronize();
   return stack;
 }

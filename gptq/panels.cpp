@@ -67,18 +67,25 @@ void PanelExchange::start(int k) {
     return;
   }
   const auto slot = static_cast<std::size_t>(k % 2);
+  pending_[slot].wait();
   void* data = panels_.owns(k) ? panels_.view(k).data : slots_[slot].data();
   pending_[slot] = team_.communicator.broadcast(team_.stream, data, panels_.bytes(k), panels_.owner(k), what_);
 }
 
 ConstAnyView<2> PanelExchange::finish(int k) {
-  const auto slot = static_cast<std::size_t>(k % 2);
-  pending_[slot].wait();
   if (panels_.owns(k)) {
     return panels_.view(k);
   }
+  const auto slot = static_cast<std::size_t>(k % 2);
+  pending_[slot].wait();
   const auto shape = panels_.layout().at(k);
   return slots_[slot].any_view<2>(panels_.dtype(), {shape.rows, shape.cols});
+}
+
+void PanelExchange::drain() {
+  for (auto& pending : pending_) {
+    pending.wait();
+  }
 }
 
 std::vector<double> gather_diagonal(Team& team, const Panels& panels) {

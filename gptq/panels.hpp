@@ -65,7 +65,8 @@ class Panels {
   std::vector<Buffer> own_;  // [count], empty for panels of other ranks
 };
 
-/// Brings panels to all ranks, one ahead of their use. Holds two panels beside the rank's own ones.
+/// Brings panels to all ranks, one ahead of their use. Holds two panels beside the rank's own ones. An owner does not
+/// wait for the ranks that it sends to.
 /// @code
 /// exchange.start(0);
 /// for (int k = 0; k < count; ++k) {
@@ -73,6 +74,7 @@ class Panels {
 ///   if (k + 1 < count) exchange.start(k + 1);
 ///   enqueue work with panel;
 /// }
+/// exchange.drain();
 /// @endcode
 class PanelExchange {
  public:
@@ -83,6 +85,8 @@ class PanelExchange {
   void start(int k);
   /// Panel k for work enqueued from now on, until panel k ± 2 is started.
   ConstAnyView<2> finish(int k);
+  /// Work enqueued from now on runs behind all transfers: own panels may change.
+  void drain();
 
  private:
   Team& team_;

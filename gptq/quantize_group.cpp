@@ -20,19 +20,21 @@ namespace {
 /// Waits for the stream when a scope is left: host memory that its work reads or writes must outlive the work.
 class DrainOnExit {
  public:
-  explicit DrainOnExit(Stream& stream) : stream_(stream) {}
+  explicit DrainOnExit(Stream* stream) : stream_(stream) {}
   DrainOnExit(const DrainOnExit&) = delete;
   DrainOnExit& operator=(const DrainOnExit&) = delete;
   ~DrainOnExit() {
     try {
-      stream_.synchronize();
+      if (stream_ != nullptr) {
+        stream_->synchronize();
+      }
     } catch (...) {
       // What the work threw reaches the caller by its own synchronize(): the stream keeps refusing work.
     }
   }
 
  private:
-  Stream& stream_;
+  Stream* stream_;
 };
 
 std::string names_of(std::span<const LinearWeight> linears) {
@@ -161,8 +163,9 @@ class GroupQuantizer {
   RowRange own() const { return shares_[static_cast<std::size_t>(team_.group.rank())]; }
   /// Ends a stage: waits for its work and adds its time to `seconds`.
   void end_stage(double& seconds);
-  void quantize_rows(const DeviceOrder& order);
   void factor_hessian(HessianSource& source, const DeviceOrder& order);
+  void round_rows(const DeviceOrder& order);
+  void solve_rows();
   void gather_results();
   std::vector<RowStatistics> gather_statistics(std::span<const RowStatistics> own) const;
   Buffer part_of(const Buffer& whole, std::int64_t row_bytes, std::int64_t first, std::int64_t rows) const;
@@ -185,16 +188,18 @@ class GroupQuantizer {
   std::optional<Factorization> factorization_;
   std::vector<std::int32_t> dead_;  // factor order
   Buffer blocks_;                   // of Clip::hessian
-  Buffer inverse_;                  // of Method::obq
-  Buffer packed_;                   // u32 [rows, words]
-  Buffer scales_;                   // f32 [rows, groups]
-  Buffer zeros_;                    // u8 [rows, groups]
+  std::optional<RowSolver> solver_;
+  Buffer inverse_;  // of Method::obq
+  Buffer packed_;   // u32 [rows, words]
+  Buffer scales_;   // f32 [rows, groups]
+  Buffer zeros_;    // u8 [rows, groups]
   std::vector<RowStatistics> statistics_;
 };
 
 std::vector<QuantizedLinear> GroupQuantizer::run() {
   const auto start = std::chrono::steady_clock::now();
-  const DrainOnExit drain(team_.stream);
+  const DrainOnExit drain(&team_.stream);
+  const DrainOnExit drain_beside(team_.beside);
   // Only GPTQ's result depends on the order of columns.
   const ActOrder act_order = spec_.method == Method::gptq ? spec_.act_order : ActOrder::none;
   std::optional<HessianSource> source;
@@ -209,8 +214,10 @@ std::vector<QuantizedLinear> GroupQuantizer::run() {
   const DeviceOrder order(team_.backend, team_.stream, order_);
   if (source) {
     factor_hessian(*source, order);
+  } else {
+    round_rows(order);
   }
-  quantize_rows(order);
+  solve_rows();
   gather_results();
 
   std::vector<QuantizedLinear> results;
@@ -256,6 +263,8 @@ void GroupQuantizer::factor_hessian(HessianSource& source, const DeviceOrder& or
   if (spec_.clip == Clip::hessian) {
     blocks_ = gather_blocks(team_, hessian, order, {groups_, spec_.group_size, spec_.group_size});
   }
+  // A factorization is a chain of small steps: grids are found beside it where there is a stream for that.
+  round_rows(order);
   factorization_ = factorize(team_, hessian, diagonal, spec_);
   if (spec_.method == Method::obq && factorization_->factor) {
     inverse_ = invert_hessian(team_, hessian, factorization_->diagonal.values, names_of(linears_));
@@ -263,7 +272,7 @@ void GroupQuantizer::factor_hessian(HessianSource& source, const DeviceOrder& or
   end_stage(seconds_.factor);
 }
 
-void GroupQuantizer::quantize_rows(const DeviceOrder& order) {
+void GroupQuantizer::round_rows(const DeviceOrder& order) {
   packed_ = team_.backend.allocate(rows_ * words_ * size_of(DType::u32));
   scales_ = team_.backend.allocate(rows_ * groups_ * size_of(DType::f32));
   zeros_ = team_.backend.allocate(rows_ * groups_);
@@ -275,8 +284,20 @@ void GroupQuantizer::quantize_rows(const DeviceOrder& order) {
   if (blocks_) {
     places.blocks = blocks_.view<const float, 3>({groups_, spec_.group_size, spec_.group_size});
   }
-  RowSolver solver(team_, linears_, own(), order, spec_, partition_.row_tile, places);
-  solver.round_to_nearest();
+  Stream& stream = team_.beside != nullptr ? *team_.beside : team_.stream;
+  if (team_.beside != nullptr) {
+    stream.wait(team_.stream.record());
+  }
+  solver_.emplace(team_, stream, linears_, own(), order, spec_, partition_.row_tile, places);
+  solver_->round_to_nearest();
+  if (team_.beside == nullptr) {
+    end_stage(seconds_.grids);
+  }
+}
+
+void GroupQuantizer::solve_rows() {
+  auto& solver = *solver_;
+  solver.join();
   end_stage(seconds_.grids);
   const bool factored = factorization_ && factorization_->factor;
   if (factored) {

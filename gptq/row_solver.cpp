@@ -25,9 +25,16 @@ RowRange rows_of(int rank, int size, std::int64_t rows, std::int64_t row_tile) {
   return {.first = begin(rank), .count = begin(rank + 1) - begin(rank)};
 }
 
-RowSolver::RowSolver(Team& team, std::span<const LinearWeight> linears, RowRange rows, const DeviceOrder& order,
-                     const QuantSpec& spec, std::int64_t row_tile, const Places& places)
-    : team_(team), rows_(rows), order_(order), spec_(spec), n_(order.columns()), row_tile_(row_tile), places_(places) {
+RowSolver::RowSolver(Team& team, Stream& stream, std::span<const LinearWeight> linears, RowRange rows,
+                     const DeviceOrder& order, const QuantSpec& spec, std::int64_t row_tile, const Places& places)
+    : team_(team),
+      stream_(&stream),
+      rows_(rows),
+      order_(order),
+      spec_(spec),
+      n_(order.columns()),
+      row_tile_(row_tile),
+      places_(places) {
   if (empty()) {
     return;
   }
@@ -37,7 +44,7 @@ RowSolver::RowSolver(Team& team, std::span<const LinearWeight> linears, RowRange
   codes_ = team_.backend.allocate(rows_.count * n_);
   const std::int64_t norm_bytes = 3 * rows_.count * size_of(DType::f64);
   norms_ = team_.backend.allocate(norm_bytes);
-  team_.backend.fill_zero(team_.stream, norms_.data(), norm_bytes);
+  team_.backend.fill_zero(*stream_, norms_.data(), norm_bytes);
   std::int64_t begin = 0;  // first stacked row of the linear
   for (const auto& linear : linears) {
     const std::int64_t first = std::max(rows_.first, begin);
@@ -55,7 +62,7 @@ RowSolver::RowSolver(Team& team, std::span<const LinearWeight> linears, RowRange
 void RowSolver::gather(ConstAnyView<2> weight, AnyView<2> rows) {
   Backend& backend = team_.backend;
   if (weight.dtype == rows.dtype || weight.dtype == DType::f32) {
-    backend.gather_columns(team_.stream, {.x = weight, .index = order_.index(), .y = rows});
+    backend.gather_columns(*stream_, {.x = weight, .index = order_.index(), .y = rows});
     return;
   }
   const std::int64_t step = std::min(weight.rows(), rows_of_scratch(n_ * size_of(weight.dtype)));
@@ -63,9 +70,8 @@ void RowSolver::gather(ConstAnyView<2> weight, AnyView<2> rows) {
   for (std::int64_t first = 0; first < weight.rows(); first += step) {
     const std::int64_t count = std::min(step, weight.rows() - first);
     const auto gathered = scratch.any_view<2>(weight.dtype, {count, n_});
-    backend.gather_columns(team_.stream,
-                           {.x = weight.slice_rows(first, count), .index = order_.index(), .y = gathered});
-    backend.convert(team_.stream, {.x = gathered, .y = rows.slice_rows(first, count)});
+    backend.gather_columns(*stream_, {.x = weight.slice_rows(first, count), .index = order_.index(), .y = gathered});
+    backend.convert(*stream_, {.x = gathered, .y = rows.slice_rows(first, count)});
   }
 }
 
@@ -82,17 +88,17 @@ void RowSolver::find_grids(std::span<const std::int32_t> zeroed_columns) {
       ConstAnyView<2> weights = segment.weight.slice_rows(first, count);
       if (!in_place) {
         const auto converted = scratch.any_view<2>(spec_.solver, {count, n_});
-        backend.convert(team_.stream, {.x = weights, .y = converted});
+        backend.convert(*stream_, {.x = weights, .y = converted});
         zero_columns(converted, zeroed_columns);
         weights = converted;
       }
-      backend.find_grids(team_.stream, {.spec = spec_.grid(),
-                                        .weights = weights,
-                                        .group = order_.original_group(),
-                                        .member = order_.original_member(),
-                                        .scales = places_.scales.slice_rows(segment.first + first, count),
-                                        .zeros = places_.zeros.slice_rows(segment.first + first, count),
-                                        .blocks = places_.blocks});
+      backend.find_grids(*stream_, {.spec = spec_.grid(),
+                                    .weights = weights,
+                                    .group = order_.original_group(),
+                                    .member = order_.original_member(),
+                                    .scales = places_.scales.slice_rows(segment.first + first, count),
+                                    .zeros = places_.zeros.slice_rows(segment.first + first, count),
+                                    .blocks = places_.blocks});
     }
   }
 }
@@ -103,16 +109,16 @@ void RowSolver::zero_columns(AnyView<2> matrix, std::span<const std::int32_t> co
   }
   // Through the host: only reference mode comes here, and only for layers with dead inputs.
   std::vector<std::byte> host(static_cast<std::size_t>(matrix.bytes()));
-  team_.backend.copy_to_host(team_.stream, host.data(), matrix.data, matrix.bytes());
-  team_.stream.synchronize();
+  team_.backend.copy_to_host(*stream_, host.data(), matrix.data, matrix.bytes());
+  stream_->synchronize();
   const std::int64_t element = size_of(matrix.dtype);
   for (std::int64_t r = 0; r < matrix.rows(); ++r) {
     for (const std::int32_t column : columns) {
       std::fill_n(host.begin() + (r * matrix.cols() + column) * element, element, std::byte{0});
     }
   }
-  team_.backend.copy_to_device(team_.stream, matrix.data, host.data(), matrix.bytes());
-  team_.stream.synchronize();
+  team_.backend.copy_to_device(*stream_, matrix.data, host.data(), matrix.bytes());
+  stream_->synchronize();
 }
 
 void RowSolver::round_to_nearest() {
@@ -120,13 +126,20 @@ void RowSolver::round_to_nearest() {
     return;
   }
   find_grids({});
-  team_.backend.round_to_grids(team_.stream, {.bits = spec_.bits,
-                                              .weights = matrix(weights_),
-                                              .group = order_.group(),
-                                              .scales = places_.scales,
-                                              .zeros = places_.zeros,
-                                              .codes = codes(),
-                                              .delta = matrix(delta_)});
+  team_.backend.round_to_grids(*stream_, {.bits = spec_.bits,
+                                          .weights = matrix(weights_),
+                                          .group = order_.group(),
+                                          .scales = places_.scales,
+                                          .zeros = places_.zeros,
+                                          .codes = codes(),
+                                          .delta = matrix(delta_)});
+}
+
+void RowSolver::join() {
+  if (stream_ != &team_.stream) {
+    team_.stream.wait(stream_->record());
+    stream_ = &team_.stream;
+  }
 }
 
 void RowSolver::begin_solve(std::span<const std::int32_t> dead) {
@@ -156,21 +169,21 @@ void RowSolver::solve_obq(ConstTensorView<double, 2> inverse) {
   if (empty()) {
     return;
   }
-  team_.backend.obq(team_.stream, {.bits = spec_.bits,
-                                   .inverse = inverse,
-                                   .weights = matrix(weights_),
-                                   .group = order_.group(),
-                                   .scales = places_.scales,
-                                   .zeros = places_.zeros,
-                                   .codes = codes(),
-                                   .delta = matrix(delta_)});
+  team_.backend.obq(*stream_, {.bits = spec_.bits,
+                               .inverse = inverse,
+                               .weights = matrix(weights_),
+                               .group = order_.group(),
+                               .scales = places_.scales,
+                               .zeros = places_.zeros,
+                               .codes = codes(),
+                               .delta = matrix(delta_)});
 }
 
 void RowSolver::measure(const Factorization& factorization) { walk(factorization, false); }
 
 void RowSolver::walk(const Factorization& factorization, bool solving) {
   Backend& backend = team_.backend;
-  Stream& stream = team_.stream;
+  Stream& stream = *stream_;
   const Panels& factor = *factorization.factor;
   const Buffer device_extra = upload(backend, stream, std::span<const double>(factorization.diagonal.extra));
   const auto extra = device_extra.view<const double, 1>({n_});
@@ -220,6 +233,7 @@ void RowSolver::walk(const Factorization& factorization, bool solving) {
     }
     measure(weights_, 2);
   }
+  exchange.drain();
 }
 
 void RowSolver::pack() {
@@ -227,7 +241,7 @@ void RowSolver::pack() {
     return;
   }
   team_.backend.pack_rows(
-      team_.stream, {.bits = spec_.bits, .codes = codes(), .position = order_.position(), .packed = places_.packed});
+      *stream_, {.bits = spec_.bits, .codes = codes(), .position = order_.position(), .packed = places_.packed});
 }
 
 std::vector<RowStatistics> RowSolver::statistics(const Factorization* factorization) {
@@ -248,7 +262,7 @@ std::vector<RowStatistics> RowSolver::statistics(const Factorization* factorizat
                          .saturated = {},
                          .non_finite = {}};
   if (solved_ && factorization != nullptr) {
-    extra = upload(backend, team_.stream, std::span<const double>(factorization->diagonal.extra));
+    extra = upload(backend, *stream_, std::span<const double>(factorization->diagonal.extra));
     args.extra = extra.view<const double, 1>({n_});
   }
   const Buffer shares = backend.allocate(rows_.count * size_of(DType::f64));
@@ -256,7 +270,7 @@ std::vector<RowStatistics> RowSolver::statistics(const Factorization* factorizat
   args.damping_share = shares.view<double, 1>({rows_.count});
   args.saturated = counts.view<std::int32_t, 1>({rows_.count});
   args.non_finite = counts.view<std::int32_t, 1>({rows_.count}, rows_.count * size_of(DType::i32));
-  backend.row_statistics(team_.stream, args);
+  backend.row_statistics(*stream_, args);
 
   std::vector<double> norms(3 * count);
   std::vector<double> damping(count);
@@ -264,14 +278,13 @@ std::vector<RowStatistics> RowSolver::statistics(const Factorization* factorizat
   const auto groups = static_cast<std::size_t>(places_.scales.cols());
   std::vector<float> scales(count * groups);
   const auto fetch = [&](auto& host, const void* device) {
-    backend.copy_to_host(team_.stream, host.data(), device,
-                         std::ssize(host) * static_cast<std::int64_t>(sizeof(host[0])));
+    backend.copy_to_host(*stream_, host.data(), device, std::ssize(host) * static_cast<std::int64_t>(sizeof(host[0])));
   };
   fetch(norms, norms_.data());
   fetch(damping, shares.data());
   fetch(counted, counts.data());
   fetch(scales, places_.scales.data);
-  team_.stream.synchronize();
+  stream_->synchronize();
   for (std::size_t r = 0; r < count; ++r) {
     const auto own = std::span<const float>(scales).subspan(r * groups, groups);
     rows[r] = {.loss = norms[r] - damping[r],

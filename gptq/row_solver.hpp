@@ -49,11 +49,14 @@ class RowSolver {
   };
 
   /// Enqueues the gathering of the rows into factor order. The arguments must outlive this.
-  RowSolver(Team& team, std::span<const LinearWeight> linears, RowRange rows, const DeviceOrder& order,
+  /// @param stream  for all work until join()
+  RowSolver(Team& team, Stream& stream, std::span<const LinearWeight> linears, RowRange rows, const DeviceOrder& order,
             const QuantSpec& spec, std::int64_t row_tile, const Places& places);
 
   /// Round to nearest on grids found from W: the result of Method::rtn, or else the baseline of the record.
   void round_to_nearest();
+  /// Goes on in the team's stream, behind what is enqueued.
+  void join();
   /// Keeps the errors of round_to_nearest() as the baseline, prepares W for a solve: with spec.reference the weights of
   /// dead columns become zero, and the grids of groups are found again.
   /// @param dead  columns in factor order
@@ -85,6 +88,7 @@ class RowSolver {
   bool empty() const { return rows_.count == 0; }
 
   Team& team_;
+  Stream* stream_;
   RowRange rows_;
   const DeviceOrder& order_;
   const QuantSpec& spec_;

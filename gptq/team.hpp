@@ -12,6 +12,7 @@ struct Team {
   Stream& stream;
   comm::Communicator& communicator;  ///< device data
   comm::Group& group;                ///< host data, the same ranks
+  Stream* beside = nullptr;          ///< of the backend, for work that needs no other's result; null: none
 };
 
 }  // namespace gptqd::gptq

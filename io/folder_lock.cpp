@@ -185,10 +185,10 @@ FolderLock::FolderLock(fs::path path, std::function<std::string()> activity,
       lost_(std::move(lost)),
       times_(times),
       self_(this_process()) {
-  fault_point("lock.take");
   const fs::path aside = fmt::format("{}.{}.{}.tmp", path_.string(), self_.host, self_.pid);
   for (int attempt = 0; attempt < most_attempts && descriptor_ < 0; ++attempt) {
-    descriptor_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    errno = fault_errno("lock.take");
+    descriptor_ = errno != 0 ? -1 : ::open(path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (descriptor_ >= 0) {
       break;
     }

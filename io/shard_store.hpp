@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "io/checked_file.hpp"
 #include "io/packed_linear.hpp"
 
 namespace gptqd::io {
@@ -34,18 +35,8 @@ std::vector<std::byte> to_image(const BlockShard& shard);
 /// @throws Error (input)
 BlockShard from_image(std::span<const std::byte> image, const std::string& name);
 
-enum class ShardStatus {
-  missing,  ///< no file, or no valid sidecar beside it
-  valid,    ///< the file is what the sidecar says
-  damaged,  ///< the file differs from what the sidecar says
-};
-
-struct ShardState {
-  ShardStatus status = ShardStatus::missing;
-  std::string reason;  ///< why it is not valid; empty where it is
-  std::int64_t bytes = 0;
-  std::string xxh3_128;  ///< of a valid shard
-};
+using ShardStatus = FileStatus;
+using ShardState = FileState;
 
 /// The shards of one work folder. Several threads may use one object, for different blocks.
 class ShardStore {
@@ -55,7 +46,7 @@ class ShardStore {
 
   const std::filesystem::path& folder() const { return folder_; }
   std::filesystem::path shard_path(std::int64_t block) const;
-  std::filesystem::path sidecar_path(std::int64_t block) const;
+  std::filesystem::path sidecar_path(std::int64_t block) const { return file(block).sidecar(); }
 
   /// Writes shard and sidecar; any earlier one of this block is invalid from the first moment on.
   /// @throws Error (internal, io)
@@ -77,6 +68,8 @@ class ShardStore {
   std::optional<nlohmann::json> read_manifest() const;
 
  private:
+  CheckedFile file(std::int64_t block) const { return CheckedFile(shard_path(block)); }
+
   std::filesystem::path folder_;
 };
 

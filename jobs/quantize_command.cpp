@@ -64,6 +64,10 @@ po::options_description restart_options() {
   po::options_description options("Interruptions", 100, 50);
   options.add_options()("restart", po::value<std::string>()->default_value("continue")->value_name("continue|fresh"),
                         "continue: keep the finished blocks of an interrupted run; fresh: discard them")(
+      "checkpoint-activations", po::value<std::string>()->value_name("every=N"),
+      "write the hidden states to WORK/activations after every N blocks, beside the work: a late restart then replays "
+      "at "
+      "most N blocks. Two generations are kept")(
       "time-margin", po::value<double>()->value_name("SECONDS"),
       "where the job's end is known: stop by itself, with exit code 75, when the next block would not be finished so "
       "long before; at half of it the job ends at once. Default 60, at most a tenth of the job's time")(
@@ -92,6 +96,9 @@ po::options_description quantizer_options() {
       "true-sequential", po::bool_switch(),
       "quantize a block's groups one after another, each seeing the ones before (default)")(
       "no-true-sequential", po::bool_switch(), "all groups of a block see the float block")(
+      "propagate", po::value<std::string>()->default_value("quantized")->value_name("quantized|float"),
+      "whose activations Hessians are made from: the model's as quantized so far; or the float model's, for which no "
+      "block waits for another (with --stages N the stages then work at the same time)")(
       "reference", po::bool_switch(),
       "make every choice as the published code does: clip none, act-order none, its treatment of dead columns; options "
       "given explicitly still apply")("max-fallbacks", po::value<std::int64_t>()->default_value(0)->value_name("N"),
@@ -218,6 +225,19 @@ pipeline::CalibrationRequest calibration_request(const CommandLine& line) {
   return request;
 }
 
+/// N of "every=N".
+std::int64_t snapshot_interval(const std::string& text) {
+  constexpr std::string_view every = "every=";
+  const std::string number = text.starts_with(every) ? text.substr(every.size()) : "";
+  std::int64_t blocks = 0;
+  const auto* end = number.data() + number.size();
+  if (const auto [stop, error] = std::from_chars(number.data(), end, blocks);
+      error != std::errc() || stop != end || blocks < 1) {
+    refuse(fmt::format("--checkpoint-activations {}: expected every=N with N at least 1", text));
+  }
+  return blocks;
+}
+
 pipeline::QuantizeConfig quantize_config(const CommandLine& line) {
   if (!line.has("model")) {
     refuse("--model is missing: name a Hugging Face folder or a model; see gptq-dist quantize --help");
@@ -238,6 +258,14 @@ pipeline::QuantizeConfig quantize_config(const CommandLine& line) {
   config.calibration = calibration_request(line);
   config.micro_batch_tokens = positive<std::int64_t>(line, "micro-batch-tokens");
   config.true_sequential = choose(line, "true-sequential", "no-true-sequential", true);
+  const auto& propagate = line.get<std::string>("propagate");
+  if (propagate != "quantized" && propagate != "float") {
+    refuse(fmt::format("--propagate {}: expected quantized or float", propagate));
+  }
+  config.propagation = propagate == "float" ? pipeline::Propagation::unquantized : pipeline::Propagation::quantized;
+  if (propagate == "float" && line.flag("true-sequential")) {
+    refuse("--propagate float and --true-sequential exclude one another: no group sees the quantized ones before it");
+  }
   config.stages = positive<int>(line, "stages");
   config.max_fallbacks = line.get<std::int64_t>("max-fallbacks");
   config.allow_mixed = line.flag("allow-mixed");
@@ -246,6 +274,9 @@ pipeline::QuantizeConfig quantize_config(const CommandLine& line) {
     refuse(fmt::format("--restart {}: expected continue or fresh", restart));
   }
   config.restart = restart == "fresh" ? pipeline::RestartMode::fresh : pipeline::RestartMode::go_on;
+  if (line.has("checkpoint-activations")) {
+    config.snapshot_every = snapshot_interval(line.get<std::string>("checkpoint-activations"));
+  }
   config.max_shard_bytes = static_cast<std::int64_t>(positive<double>(line, "max-shard-size") * 1e9);
   return config;
 }

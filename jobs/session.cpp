@@ -47,6 +47,10 @@ int thread_count(comm::World& world, int asked) {
   return threads;
 }
 
+/// The GPUs that this rank sees, in turn over the ranks of the node: all of them, or those that its launcher left it
+/// (SLURM's --gpus-per-task). Ranks that meet on one are told so by their communicator.
+int own_gpu(const comm::World& world) { return world.local_rank() % std::max(1, cuda_device_count()); }
+
 /// The same answer on every rank: ranks on different devices could not exchange anything.
 bool every_rank_has_gpus(comm::World& world) {
   return world.group().all_max(cuda_device_count() > 0 ? 0 : 1, "ranks without a GPU") == 0;
@@ -81,7 +85,7 @@ int run_session(const CommandLine& line, const std::function<void(comm::World& w
   try {
     const bool on_gpu = device == "cuda" || (device == "auto" && every_rank_has_gpus(*world));
     const auto backend =
-        on_gpu ? make_cuda_backend({.device = world->local_rank(), .progress = &world->progress()})
+        on_gpu ? make_cuda_backend({.device = own_gpu(*world), .progress = &world->progress()})
                : make_cpu_backend({.threads = thread_count(*world, asked), .progress = &world->progress()});
     body(*world, *backend);
   } catch (const Error& error) {

@@ -40,6 +40,9 @@ struct PieceSizes {
   std::int64_t gram_tokens = 0;    ///< rows of X that one gram_panel takes where they lie together; 0: a micro-batch
 };
 
+/// Of a CUDA backend, for whoever plans without one.
+inline constexpr PieceSizes gpu_pieces{.panel_columns = 2048, .row_tile = 2048, .gram_tokens = 32768};
+
 /// Where a backend's buffers lie: what decides how ranks exchange them.
 enum class MemoryKind : std::uint8_t { host, cuda };
 
@@ -57,10 +60,16 @@ class Backend {
 
   /// Memory of the device, 256-byte aligned, contents undefined. @throws Error naming bytes asked for and in use
   virtual Buffer allocate(std::int64_t bytes) = 0;
+  /// Memory of the host that copies from and to the device reach at full speed. Unlike the device's it must not be
+  /// given back before work that uses it has run. @throws Error like allocate()
+  virtual Buffer allocate_host(std::int64_t bytes) = 0;
   /// Bytes handed out now, and the most there were at once.
   virtual std::int64_t bytes_in_use() const = 0;
   virtual std::int64_t peak_bytes() const = 0;
   virtual std::unique_ptr<Stream> create_stream() = 0;
+  /// For work beside that of other streams, which goes first where both wait for room. Null where the device works
+  /// through one stream's work as fast as through two.
+  virtual std::unique_ptr<Stream> create_background_stream() = 0;
 
   /// Host to device, device to host, device to device; ordered on the stream. Host memory must stay valid until then.
   virtual void copy_to_device(Stream& stream, void* device, const void* host, std::int64_t bytes) = 0;

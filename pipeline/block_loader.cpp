@@ -1,6 +1,14 @@
 #include "pipeline/block_loader.hpp"
 
+#include <chrono>
+
 namespace gptqd::pipeline {
+
+namespace {
+
+std::string name_of(std::int64_t block) { return fmt::format("weights of block {}", block); }
+
+}  // namespace
 
 BlockLoader::BlockLoader(BlockLoaderContext context, BlockPackedSource packed, int bits,
                          std::function<int(std::int64_t)> owner)
@@ -27,31 +35,64 @@ void BlockLoader::prefetch(std::int64_t block) {
 }
 
 BlockLoader::Ahead BlockLoader::read(std::int64_t block, const PackedSource& packed) {
-  const HostBlock host = read_host_block(context_.tensors, context_.model.blocks[static_cast<std::size_t>(block)],
-                                         packed, [this] { context_.progress.tick(); });
-  Ahead ahead{.layout = host.layout(), .raw = context_.backend.allocate(std::ssize(host.data))};
-  context_.backend.copy_to_device(*copy_stream_, ahead.raw.data(), host.data.data(), ahead.raw.bytes());
-  copy_stream_->synchronize();  // `host` goes out of scope
+  const auto image = block_image(context_.tensors, context_.model.blocks[static_cast<std::size_t>(block)], packed);
+  Ahead ahead{.layout = image.layout(), .raw = context_.backend.allocate(image.bytes)};
+  fill_buffer(context_.backend, *copy_stream_, ahead.raw, image.pieces, [this] { context_.progress.tick(); });
   return ahead;
 }
 
-BlockWeights BlockLoader::load(std::int64_t block) {
+BlockLoader::Ahead BlockLoader::take(std::int64_t block) {
+  prefetch(block);
+  ahead_.reset();
+  return with_context(fmt::format("reading block {}", block), [&] { return reading_.get(); });
+}
+
+void BlockLoader::start(std::int64_t block) {
   const int owner = owner_(block);
-  const std::string what = fmt::format("weights of block {}", block);
+  const bool is_owner = owner == context_.group.rank();
   Ahead own;
-  if (owner == context_.group.rank()) {
-    prefetch(block);
-    ahead_.reset();
-    own = with_context(fmt::format("reading block {}", block), [&] { return reading_.get(); });
+  if (is_owner && ahead_ == block && reading_.wait_for(std::chrono::seconds(0)) == std::future_status::ready) {
+    own = take(block);
   }
-  const auto layout = HostBlock::parse_layout(context_.group.broadcast_string(own.layout, owner, what));
-  const std::int64_t bytes = layout.back().offset + layout.back().bytes();
-  const Buffer raw = own.raw ? std::move(own.raw) : context_.backend.allocate(bytes);
-  context_.communicator.broadcast(context_.stream, raw.data(), bytes, owner, what).wait();
-  BlockWeights weights(context_.backend, context_.stream, context_.model.blocks[static_cast<std::size_t>(block)],
-                       layout, raw, context_.model.dtype, bits_);
-  context_.stream.synchronize();  // `raw` goes out of scope
-  return weights;
+  const auto layout = context_.group.broadcast_string(own.layout, owner, name_of(block));
+  if (!layout.empty()) {
+    bring(block, std::move(own), layout);
+  }
+}
+
+void BlockLoader::bring(std::int64_t block, Ahead own, const std::string& layout) {
+  Coming coming{.block = block, .layout = BlockImage::parse_layout(layout), .raw = {}, .pending = {}};
+  const std::int64_t bytes = coming.layout.back().offset + coming.layout.back().bytes();
+  coming.raw = own.raw ? std::move(own.raw) : context_.backend.allocate(bytes);
+  coming.pending =
+      context_.communicator.broadcast(context_.stream, coming.raw.data(), bytes, owner_(block), name_of(block));
+  coming_ = std::move(coming);
+}
+
+void BlockLoader::give_up() {
+  if (coming_) {
+    coming_->pending.wait();
+    coming_.reset();
+  }
+}
+
+BlockWeights BlockLoader::load(std::int64_t block) {
+  if (!coming_ || coming_->block != block) {
+    const int owner = owner_(block);
+    Ahead own = owner == context_.group.rank() ? take(block) : Ahead();
+    const auto layout = context_.group.broadcast_string(own.layout, owner, name_of(block));
+    bring(block, std::move(own), layout);
+  }
+  Coming coming = std::move(*coming_);
+  coming_.reset();
+  coming.pending.wait();
+  return {context_.backend,
+          context_.stream,
+          context_.model.blocks[static_cast<std::size_t>(block)],
+          coming.layout,
+          coming.raw,
+          context_.model.dtype,
+          bits_};
 }
 
 }  // namespace gptqd::pipeline

@@ -1,8 +1,9 @@
 #pragma once
 /// @file Brings blocks to the ranks of a stage: the owner reads ahead in the background, up to its device, and
-/// broadcasts.
+/// broadcasts, beside other work where it can.
 #include <future>
 #include <optional>
+#include <vector>
 
 #include "comm/communicator.hpp"
 #include "comm/group.hpp"
@@ -36,9 +37,14 @@ class BlockLoader {
 
   /// Starts reading a block in the background, at its owner. Others do nothing.
   void prefetch(std::int64_t block);
+  /// Begins to bring a block to all ranks, if its owner has read it by now: work enqueued afterwards goes on beside it.
+  /// Collective.
+  void start(std::int64_t block);
   /// The block's weights on every rank of the stage. Collective. Blocks may come in any order.
   /// @throws Error on every rank when the owner could not read it
   BlockWeights load(std::int64_t block);
+  /// Waits for what is on its way, and drops it: no further block is asked for. Collective.
+  void give_up();
 
  private:
   BlockLoaderContext context_;
@@ -51,10 +57,21 @@ class BlockLoader {
     Buffer raw;
   };
   Ahead read(std::int64_t block, const PackedSource& packed);
+  /// A block on its way to all ranks.
+  struct Coming {
+    std::int64_t block = 0;
+    std::vector<BlockTensor> layout;
+    Buffer raw;
+    comm::Pending pending;
+  };
+  /// What this rank has read of a block that it owns; waits for it.
+  Ahead take(std::int64_t block);
+  void bring(std::int64_t block, Ahead own, const std::string& layout);
 
   std::unique_ptr<Stream> copy_stream_;  ///< of the thread that reads ahead
   std::optional<std::int64_t> ahead_;
   std::future<Ahead> reading_;
+  std::optional<Coming> coming_;
 };
 
 }  // namespace gptqd::pipeline

@@ -24,6 +24,10 @@ std::optional<Phase> phase_before(std::optional<Phase> phase) {
 
 }  // namespace
 
+std::string_view name_of(Propagation propagation) {
+  return propagation == Propagation::quantized ? "quantized" : "float";
+}
+
 nlohmann::json BlockSeconds::to_json() const {
   return {{"forward", forward},      {"hessian", quantize.hessian}, {"factor", quantize.factor},
           {"grids", quantize.grids}, {"solve", quantize.solve},     {"finish", quantize.finish},
@@ -167,13 +171,15 @@ void BlockQuantizer::install(const BlockSpec& block, BlockWeights& weights,
 }
 
 BlockResult BlockQuantizer::quantize(const BlockSpec& block, BlockWeights& weights,
-                                     const std::function<void(Phase)>& entering) {
+                                     const std::function<void(Phase)>& entering, const std::function<void()>& leaving) {
   const auto start = Clock::now();
   BlockResult result;
+  const bool keeps_float = settings_.propagation == Propagation::unquantized;
+  const bool sequential = settings_.true_sequential && !keeps_float;
   // Without true-sequential every group sees the float block: the hidden states behind it are then thrown away.
   Buffer float_hidden;
   AnyView<2> through = hidden();
-  if (forward_ && !settings_.true_sequential) {
+  if (forward_ && !sequential && !keeps_float) {
     float_hidden = team_.backend.allocate(through.bytes());
     team_.backend.copy(team_.stream, float_hidden.data(), through.data, through.bytes());
     through.data = float_hidden.data();
@@ -195,16 +201,17 @@ BlockResult BlockQuantizer::quantize(const BlockSpec& block, BlockWeights& weigh
     }
     auto quantized =
         gptq::quantize_group(team_, group, hessian, settings_.spec, plan_.partition, &result.seconds.quantize);
-    if (settings_.true_sequential) {
+    if (sequential) {
       install(block, weights, quantized);
     }
     std::move(quantized.begin(), quantized.end(), std::back_inserter(result.linears));
   }
   const auto mark = Clock::now();
-  if (!settings_.true_sequential) {
+  leaving();
+  if (!sequential && !keeps_float) {
     install(block, weights, result.linears);
   }
-  if (forward_ && settings_.true_sequential) {
+  if (forward_ && (sequential || keeps_float)) {
     advance_all(block, weights, std::nullopt, through);
   } else if (forward_) {
     run_block(block, weights, hidden());
@@ -217,9 +224,10 @@ BlockResult BlockQuantizer::quantize(const BlockSpec& block, BlockWeights& weigh
 
 FetchedLinear::FetchedLinear(Backend& backend, Stream& stream, const gptq::QuantizedLinear& linear,
                              const gptq::QuantSpec& spec)
-    : codes_(static_cast<std::size_t>(linear.rows * linear.cols * spec.bits / 32)),
-      scales_(static_cast<std::size_t>(linear.rows * linear.groups)),
-      zeros_(scales_.size()) {
+    : groups_(linear.groups),
+      codes_(backend.allocate_host(linear.rows * linear.cols * spec.bits / 32 * size_of(DType::u32))),
+      scales_(backend.allocate_host(linear.rows * linear.groups * size_of(DType::f32))),
+      zeros_(backend.allocate_host(linear.rows * linear.groups)) {
   linear_.name = linear.name;
   linear_.bits = spec.bits;
   linear_.group_size = spec.group_size;
@@ -228,28 +236,28 @@ FetchedLinear::FetchedLinear(Backend& backend, Stream& stream, const gptq::Quant
   linear_.cols = linear.cols;
   linear_.record = linear.record.to_json();
   linear_.g_idx.resize(static_cast<std::size_t>(linear.cols));
-  const auto fetch = [&](auto& host, const Buffer& device) {
-    backend.copy_to_host(stream, host.data(), device.data(), static_cast<std::int64_t>(host.size() * sizeof(host[0])));
+  const auto fetch = [&](void* host, const Buffer& device, std::int64_t bytes) {
+    backend.copy_to_host(stream, host, device.data(), bytes);
   };
-  fetch(codes_, linear.packed);
-  fetch(scales_, linear.scales);
-  fetch(zeros_, linear.zeros);
-  fetch(linear_.g_idx, linear.g_idx);
+  fetch(codes_.data(), linear.packed, codes_.bytes());
+  fetch(scales_.data(), linear.scales, scales_.bytes());
+  fetch(zeros_.data(), linear.zeros, zeros_.bytes());
+  fetch(linear_.g_idx.data(), linear.g_idx, linear.cols * size_of(DType::i32));
 }
 
 io::PackedLinear FetchedLinear::packed() && {
   const std::int64_t rows = linear_.rows;
-  const auto groups = static_cast<std::int64_t>(scales_.size()) / rows;
   const std::int64_t words = linear_.cols * linear_.bits / 32;
-  linear_.qweight = io::transpose_words(ConstTensorView<std::uint32_t, 2>(codes_.data(), {rows, words}));
-  linear_.scales.resize(scales_.size());
-  linear_.zeros.resize(zeros_.size());
+  linear_.qweight = io::transpose_words(codes_.view<const std::uint32_t, 2>({rows, words}));
+  const auto scales = scales_.view<const float, 2>({rows, groups_});
+  const auto zeros = zeros_.view<const std::uint8_t, 2>({rows, groups_});
+  linear_.scales.resize(static_cast<std::size_t>(rows * groups_));
+  linear_.zeros.resize(linear_.scales.size());
   for (std::int64_t r = 0; r < rows; ++r) {
-    for (std::int64_t g = 0; g < groups; ++g) {
-      const auto from = static_cast<std::size_t>(r * groups + g);
+    for (std::int64_t g = 0; g < groups_; ++g) {
       const auto to = static_cast<std::size_t>(g * rows + r);
-      linear_.scales[to] = to_half(scales_[from]);
-      linear_.zeros[to] = zeros_[from];
+      linear_.scales[to] = to_half(scales(r, g));
+      linear_.zeros[to] = zeros(r, g);
     }
   }
   return std::move(linear_);

@@ -12,9 +12,17 @@
 
 namespace gptqd::pipeline {
 
+/// Which activations a block's Hessians and the next blocks see.
+enum class Propagation : std::uint8_t {
+  quantized,    ///< of the quantized model so far: the errors of earlier linears are seen, and made up for
+  unquantized,  ///< of the float model: no block waits for the quantization of another
+};
+std::string_view name_of(Propagation propagation);
+
 struct BlockQuantizerSettings {
   gptq::QuantSpec spec;
   bool true_sequential = true;
+  Propagation propagation = Propagation::quantized;
 };
 
 /// Seconds of wall time that the parts of a block took on this rank.
@@ -45,11 +53,13 @@ class BlockQuantizer {
   AnyView<2> hidden() const;
   /// Start of the model: hidden <- embeddings of this replica's samples. Does nothing without calibration.
   void embed(const io::TokenWindows& windows, const io::CheckpointReader& tensors);
-  /// Runs a block that is quantized already over the hidden states.
+  /// Runs a block as it is over the hidden states: one that is quantized already, or a float one.
   void replay(const BlockSpec& block, const BlockWeights& weights);
-  /// Quantizes a block's linears phase by phase, then leaves the hidden states behind the quantized block. Collective
-  /// over the team.
-  BlockResult quantize(const BlockSpec& block, BlockWeights& weights, const std::function<void(Phase)>& entering);
+  /// Quantizes a block's linears phase by phase, then leaves the hidden states behind the block, quantized or not
+  /// (Propagation). Collective over the team.
+  /// @param leaving  called when all linears are quantized: transfers that it starts go on beside the rest of the pass
+  BlockResult quantize(const BlockSpec& block, BlockWeights& weights, const std::function<void(Phase)>& entering,
+                       const std::function<void()>& leaving);
 
  private:
   struct MicroBatch {
@@ -81,16 +91,17 @@ class BlockQuantizer {
 /// A quantized linear on its way from the device to a shard.
 class FetchedLinear {
  public:
-  /// Enqueues the copies. The linear must stay in place until the stream has passed.
+  /// Enqueues the copies. The linear and this must stay until the stream has passed.
   FetchedLinear(Backend& backend, Stream& stream, const gptq::QuantizedLinear& linear, const gptq::QuantSpec& spec);
   /// The form of shards and artifacts: transposes at the host, on any thread, once the stream has passed.
   io::PackedLinear packed() &&;
 
  private:
   io::PackedLinear linear_;
-  std::vector<std::uint32_t> codes_;  // [rows, words]
-  std::vector<float> scales_;         // [rows, groups]
-  std::vector<std::uint8_t> zeros_;   // [rows, groups]
+  std::int64_t groups_ = 0;
+  Buffer codes_;   // host: u32 [rows, words]
+  Buffer scales_;  // host: f32 [rows, groups]
+  Buffer zeros_;   // host: u8 [rows, groups]
 };
 
 }  // namespace gptqd::pipeline

@@ -20,12 +20,8 @@ struct Loaded {
 };
 Loaded load(Backend& backend, Stream& stream, const io::CheckpointReader& tensors, const std::string& name) {
   const io::TensorInfo& info = tensors.at(name);
-  std::vector<std::byte> host(static_cast<std::size_t>(info.bytes));
-  tensors.read(info, host);
-  require_finite(name, info.dtype, info.shape, host);
   Loaded loaded{.buffer = backend.allocate(std::max<std::int64_t>(info.bytes, 1)), .view = {}};
-  backend.copy_to_device(stream, loaded.buffer.data(), host.data(), info.bytes);
-  stream.synchronize();  // `host` goes out of scope
+  fill_buffer(backend, stream, loaded.buffer, pieces_of(tensors, info, 0), [] {});
   const std::int64_t cols = info.shape.back();
   const std::int64_t rows = info.bytes / size_of(info.dtype) / std::max<std::int64_t>(cols, 1);
   loaded.view = ConstAnyView<2>(loaded.buffer.data(), info.dtype, {rows, cols});

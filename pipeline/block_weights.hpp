@@ -5,7 +5,7 @@
 #include <string>
 
 #include "kernels/backend.hpp"
-#include "pipeline/host_block.hpp"
+#include "pipeline/block_image.hpp"
 
 namespace gptqd::pipeline {
 
@@ -33,8 +33,8 @@ struct DeviceNorm {
 
 class BlockWeights {
  public:
-  /// Takes the tensors out of `raw`, a device copy of a HostBlock's data; float weights are converted, packed ones
-  /// dequantized. Asynchronous; `raw` must live until the stream has passed.
+  /// Takes the tensors out of `raw`, a device buffer with a block's image; float weights are converted, packed ones
+  /// dequantized. Asynchronous: `raw` may go when this returns, as any buffer that enqueued work uses.
   /// @param stored  the model's dtype, to which dequantized weights are rounded
   /// @param bits    of packed linears
   BlockWeights(Backend& backend, Stream& stream, const BlockSpec& block, const std::vector<BlockTensor>& layout,

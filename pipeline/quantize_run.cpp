@@ -15,6 +15,7 @@
 #include "io/json_file.hpp"
 #include "kernels/base/fault_point.hpp"
 #include "kernels/base/human_seconds.hpp"
+#include "pipeline/activation_checkpoint.hpp"
 #include "pipeline/artifact.hpp"
 #include "pipeline/block_loader.hpp"
 #include "pipeline/block_quantizer.hpp"
@@ -67,6 +68,7 @@ nlohmann::json make_fingerprint(const Source& source, const Plan& plan, const Qu
           {"partition", plan.partition.to_json()},
           {"micro_batch_samples", plan.micro_batch_samples},
           {"true_sequential", config.true_sequential},
+          {"propagate", name_of(config.propagation)},
           {"environment", {{"tool", version}, {"backend", backend.describe()}}}};
 }
 
@@ -115,6 +117,9 @@ void describe_restart(const WorkState& work, std::int64_t first, bool with_repla
   if (valid.empty()) {
     return;
   }
+  if (first > 0) {
+    observer.note(fmt::format("going on from the snapshot of the hidden states behind block {}", first - 1));
+  }
   const auto total = std::ssize(work.blocks);
   const auto missing = total - std::ssize(valid);
   std::string plan = fmt::format("found {} of {} blocks finished ({})", valid.size(), total, describe_numbers(valid));
@@ -140,7 +145,9 @@ void describe_restart(const WorkState& work, std::int64_t first, bool with_repla
 struct Found {
   std::unique_ptr<io::FolderLock> lock;  ///< of rank 0
   nlohmann::json fingerprint;
+  WorkState work;                   ///< at rank 0
   std::vector<std::uint8_t> valid;  ///< a flag a block
+  std::int64_t first = 0;           ///< blocks before this one need not be gone through: a snapshot stands for them
   bool complete = false;            ///< OUT is there
 };
 
@@ -204,18 +211,15 @@ Found open_work(comm::World& world, const QuantizeConfig& config, const Source& 
   }
   const io::ShardStore store(config.work);
   store.remove_stale_temporaries();
-  const auto work = look_at_work(store, std::ssize(source.model.blocks), true);
-  for (const auto& state : work.blocks) {
+  found.work = look_at_work(store, std::ssize(source.model.blocks), true);
+  for (const auto& state : found.work.blocks) {
     found.valid.push_back(state.status == io::ShardStatus::valid ? 1 : 0);
-  }
-  if (!found.complete) {
-    describe_restart(work, 0, needs_calibration(config.spec), observer);
   }
   return found;
 }
 
-Found look_at_disk(comm::World& world, const QuantizeConfig& config, const Source& source, const nlohmann::json& wanted,
-                   const RunObserver& observer) {
+Found look_at_disk(comm::World& world, const QuantizeConfig& config, const Source& source, const Plan& plan,
+                   const nlohmann::json& wanted, const RunObserver& observer) {
   Found found;
   if (world.rank() == 0) {
     found = open_work(world, config, source, wanted, observer);
@@ -224,6 +228,16 @@ Found look_at_disk(comm::World& world, const QuantizeConfig& config, const Sourc
   found.valid.resize(source.model.blocks.size());
   world.group().broadcast(std::as_writable_bytes(std::span(found.valid)), 0, "finished blocks");
   found.complete = world.group().broadcast_value<std::uint8_t>(found.complete ? 1 : 0, 0, "state of the output") != 0;
+  if (!found.complete) {
+    const bool calibrated = needs_calibration(config.spec);
+    if (calibrated) {
+      const auto snapshot = choose_snapshot(world, io::SnapshotStore(config.work), plan, found.work, observer.note);
+      found.first = snapshot ? *snapshot + 1 : 0;
+    }
+    if (world.rank() == 0) {
+      describe_restart(found.work, found.first, calibrated, observer);
+    }
+  }
   return found;
 }
 
@@ -247,12 +261,18 @@ class StageRun {
         hash_(fingerprint_hash(found.fingerprint)),
         grid_(world, plan.grid.stages),
         stream_(backend.create_stream()),
+        write_stream_(backend.create_stream()),
         communicator_(comm::make_communicator(grid_.replicas_group(), backend)),
-        world_communicator_(comm::make_communicator(world.group(), backend)),
+        world_communicator_(plan.grid.stages > 1 ? comm::make_communicator(world.group(), backend) : nullptr),
         store_(config.work),
-        team_{.backend = backend, .stream = *stream_, .communicator = *communicator_, .group = grid_.replicas_group()},
+        beside_(backend.create_background_stream()),
+        team_{.backend = backend,
+              .stream = *stream_,
+              .communicator = *communicator_,
+              .group = grid_.replicas_group(),
+              .beside = beside_.get()},
         quantizer_(team_, source.model, plan, grid_.replica(),
-                   {.spec = spec, .true_sequential = config.true_sequential}),
+                   {.spec = spec, .true_sequential = config.true_sequential, .propagation = config.propagation}),
         loader_(
             {.backend = backend,
              .stream = *stream_,
@@ -262,19 +282,36 @@ class StageRun {
              .model = source.model,
              .tensors = *source.tensors},
             [this](std::int64_t block) { return finished_block(block); }, spec.bits,
-            [this](std::int64_t block) { return plan_.owner_of(block); }) {
+            [this](std::int64_t block) { return plan_.owner_of(block); }),
+        checkpoint_({.world = world,
+                     .backend = backend,
+                     .stream = *stream_,
+                     .group = grid_.replicas_group(),
+                     .plan = plan,
+                     .replica = grid_.replica(),
+                     .fingerprint = hash_,
+                     .hidden = source.model.hidden},
+                    io::SnapshotStore(config.work), found.first > 0 ? std::optional(found.first - 1) : std::nullopt) {
     const auto missing = std::find(found.valid.rbegin(), found.valid.rend(), 0);
     const auto behind_last_missing = std::distance(missing, found.valid.rend());
     const auto own = plan.stage_blocks(grid_.stage());
-    blocks_ = {.first = own.first, .count = std::clamp<std::int64_t>(behind_last_missing - own.first, 0, own.count)};
-    hand_on_ = behind_last_missing > own.end();
+    const auto first = std::clamp(found.first, own.first, own.end());
+    end_ = behind_last_missing;
+    blocks_ = {.first = first, .count = std::clamp<std::int64_t>(end_ - first, 0, own.end() - first)};
+    hand_on_ = end_ > own.end() && found.first < own.end();
+    begins_from_snapshot_ = found.first > 0 && found.first >= own.first && found.first < own.end();
   }
 
   void run(const std::optional<io::TokenWindows>& windows) {
     try {
+      prefetch_after(blocks_.first - 1);
       if (windows) {
         start(*windows);
       }
+      if (windows && hand_on_ && config_.propagation == Propagation::unquantized) {
+        hand_on_unquantized();
+      }
+      mark_ = Clock::now();
       for (std::int64_t block = blocks_.first; block < blocks_.end(); ++block) {
         with_context(fmt::format("working on block {}", block), [&] { run_block(block); });
       }
@@ -283,9 +320,11 @@ class StageRun {
         throw;
       }
       stopped_ = true;  // on all ranks of the stage, at the same place
+      loader_.give_up();
     }
     finish_writing();
-    if (windows && hand_on_) {
+    checkpoint_.finish();
+    if (windows && hand_on_ && !handed_on_) {
       hand_on();
     }
   }
@@ -293,6 +332,8 @@ class StageRun {
   /// Asked to before all its blocks were done.
   bool stopped() const { return stopped_; }
   std::int64_t blocks_computed() const { return computed_; }
+  /// One object a computed block: what this rank spent its seconds on.
+  const nlohmann::json& seconds() const { return seconds_; }
   double flops() const { return flops_; }
 
  private:
@@ -303,6 +344,11 @@ class StageRun {
 
   void start(const io::TokenWindows& windows) {
     if (blocks_.count == 0 && !hand_on_) {
+      return;
+    }
+    if (begins_from_snapshot_) {
+      world_.set_activity(fmt::format("reading the hidden states behind block {}", found_.first - 1));
+      checkpoint_.load(found_.first - 1, quantizer_.hidden());
       return;
     }
     if (grid_.stage() == 0) {
@@ -322,13 +368,15 @@ class StageRun {
   }
 
   void hand_on() {
-    world_.set_activity("handing hidden states to the next stage");
     const auto hidden = quantizer_.hidden();
+    world_.set_activity("handing hidden states to the next stage");
     const int next = grid_.next_stage_rank();
     const std::byte goes_on{static_cast<unsigned char>(stopped_ ? 0 : 1)};
+    handed_on_ = true;
     world_.group().send(std::span(&goes_on, 1), next, whether_to_go_on);
     if (!stopped_) {
       world_communicator_->send(*stream_, hidden.data, hidden.bytes(), next, "hidden states").wait();
+      stream_->synchronize();
     }
   }
 
@@ -352,8 +400,38 @@ class StageRun {
     }
   }
 
+  /// Float activations wait for no quantization: the next stage gets its own before this one begins to quantize, at the
+  /// price of a second forward pass here.
+  void hand_on_unquantized() {
+    const auto hidden = quantizer_.hidden();
+    const Buffer kept = backend_.allocate(hidden.bytes());
+    backend_.copy(*stream_, kept.data(), hidden.data, hidden.bytes());
+    for (std::int64_t block = blocks_.first; block < blocks_.end(); ++block) {
+      stop_if_asked();
+      world_.set_activity(fmt::format("block {}, running ahead for the next stage", block));
+      const auto weights = loader_.load(block);
+      prefetch_after(block);
+      quantizer_.replay(source_.model.blocks[static_cast<std::size_t>(block)], weights);
+    }
+    hand_on();
+    backend_.copy(*stream_, hidden.data, kept.data(), hidden.bytes());
+    prefetch_after(blocks_.first - 1);
+  }
+
+  bool is_skipped(std::int64_t block) const { return is_found(block) && !needs_calibration(spec_); }
+
+  /// Begins to read the next block that is this rank's to read: early, for each rank has all the others' blocks' time.
+  void prefetch_after(std::int64_t block) {
+    for (std::int64_t next = block + 1; next < blocks_.end(); ++next) {
+      if (plan_.owner_of(next) == grid_.replica() && !is_skipped(next)) {
+        loader_.prefetch(next);
+        return;
+      }
+    }
+  }
+
   PackedSource finished_block(std::int64_t block) const {
-    if (!is_found(block)) {
+    if (!is_found(block) || config_.propagation == Propagation::unquantized) {
       return {};
     }
     auto shard = std::make_shared<io::BlockShard>(read_shard(store_, block, hash_));
@@ -368,7 +446,7 @@ class StageRun {
   }
 
   void run_block(std::int64_t block) {
-    if (is_found(block) && !needs_calibration(spec_)) {
+    if (is_skipped(block)) {
       return;
     }
     if (!is_found(block)) {
@@ -376,56 +454,99 @@ class StageRun {
     }
     stop_if_asked();
     const auto start = Clock::now();
+    const double idle = stream_->idle_seconds();
+    const auto transfers = communicator_->totals();
     const auto& spec = source_.model.blocks[static_cast<std::size_t>(block)];
     world_.set_activity(fmt::format("block {}, loading", block));
     fault_point("block.load");
     auto weights = loader_.load(block);
-    if (block + 1 < blocks_.end()) {
-      loader_.prefetch(block + 1);
-    }
+    prefetch_after(block);
+    const double loading = seconds_since(start);
     if (is_found(block)) {
       world_.set_activity(fmt::format("block {}, replaying", block));
       fault_point("block.replay");
       quantizer_.replay(spec, weights);
+      save_snapshot(block);
       report(block, start, std::nullopt);
       return;
     }
-    auto result = quantizer_.quantize(spec, weights, [&](Phase phase) {
-      world_.set_activity(fmt::format("block {}, {}", block, name_of(phase)));
-      fault_point("phase");
-      stop_if_asked();
-    });
+    auto result = quantizer_.quantize(
+        spec, weights,
+        [&](Phase phase) {
+          world_.set_activity(fmt::format("block {}, {}", block, name_of(phase)));
+          fault_point("phase");
+          stop_if_asked();
+        },
+        [&] {
+          if (block + 1 < blocks_.end() && !is_skipped(block + 1)) {
+            loader_.start(block + 1);
+          }
+        });
     fault_point("block.done");
+    auto seconds = result.seconds.to_json();
     LayerTable table;
     for (const auto& linear : result.linears) {
       table.add(block, linear.record.to_json(), linear.record.seconds);
     }
     count_fallbacks(table);
-    finish_writing();  // of the block before, at its owner: a kill loses what is in flight, never more than two blocks
+    const auto before_writing = Clock::now();
+    // A rank writes one block at a time, beside the work on the next ones, until its turn comes again: a kill loses the
+    // block in flight and at most one more a rank.
     if (plan_.owner_of(block) == grid_.replica()) {
-      start_writing(block, result);
+      finish_writing();
+      start_writing(block, std::move(result));
+    } else if (writing_.valid() && writing_.wait_for(std::chrono::seconds(0)) == std::future_status::ready) {
+      finish_writing();  // to hear of its failure
     }
+    save_snapshot(block);
     ++computed_;
     flops_ += model_flops(spec, plan_.tokens());
+    add_seconds(block, std::move(seconds), loading, seconds_since(before_writing), idle, transfers);
     report(block, start, block_loss_ratio(table));
   }
 
-  /// Fetches the block's codes; the rest happens beside the next block's work.
-  void start_writing(std::int64_t block, const BlockResult& result) {
-    std::vector<FetchedLinear> fetched;
+  void add_seconds(std::int64_t block, nlohmann::json parts, double loading, double writing, double idle_before,
+                   const comm::TransferTotals& before) {
+    const auto transfers = communicator_->totals();
+    parts["block"] = block;
+    parts["load"] = loading;
+    parts["write"] = writing;
+    parts["wall"] = seconds_since(std::exchange(mark_, Clock::now()));
+    parts["idle"] = stream_->idle_seconds() - idle_before;
+    parts["exposed_transfers"] = transfers.exposed_seconds - before.exposed_seconds;
+    parts["transfers"] = transfers.seconds - before.seconds;
+    parts["transfer_bytes"] = transfers.bytes - before.bytes;
+    seconds_.push_back(std::move(parts));
+  }
+
+  /// The hidden states are worth keeping where a block behind this one is still to be computed.
+  void save_snapshot(std::int64_t block) {
+    if (config_.snapshot_every > 0 && (block + 1) % config_.snapshot_every == 0 && block + 1 < end_ &&
+        needs_calibration(spec_)) {
+      checkpoint_.save(block, quantizer_.hidden());
+    }
+  }
+
+  /// Fetches the block's codes and writes them, beside the next block's work.
+  void start_writing(std::int64_t block, BlockResult result) {
     nlohmann::json seconds = nlohmann::json::object();
     for (const auto& linear : result.linears) {
-      fetched.emplace_back(backend_, *stream_, linear, spec_);
       seconds[linear.name] = linear.record.seconds;
     }
-    stream_->synchronize();
     io::BlockShard shard{.block = block, .fingerprint = hash_, .spec = gptq::to_json(spec_), .linears = {}, .run = {}};
     shard.run = {{"host", world_.host_name()},
                  {"ranks", world_.size()},
                  {"stages", plan_.grid.stages},
                  {"seconds", result.seconds.to_json()},
                  {"linear_seconds", std::move(seconds)}};
-    writing_ = std::async(std::launch::async, [this, shard = std::move(shard), fetched = std::move(fetched)]() mutable {
+    write_stream_->wait(stream_->record());
+    writing_ = std::async(std::launch::async, [this, shard = std::move(shard), result = std::move(result)]() mutable {
+      std::vector<FetchedLinear> fetched;
+      for (const auto& linear : result.linears) {
+        fetched.emplace_back(backend_, *write_stream_, linear, spec_);
+      }
+      write_stream_->synchronize();
+      result.linears.clear();
       for (auto& linear : fetched) {
         shard.linears.push_back(std::move(linear).packed());
         world_.progress().tick();
@@ -490,18 +611,26 @@ class StageRun {
   std::string hash_;
   comm::ProcessGrid grid_;
   std::unique_ptr<Stream> stream_;
+  std::unique_ptr<Stream> write_stream_;  ///< of the thread that writes
   std::unique_ptr<comm::Communicator> communicator_;
-  std::unique_ptr<comm::Communicator> world_communicator_;
+  std::unique_ptr<comm::Communicator> world_communicator_;  ///< between stages, where there are several
   io::ShardStore store_;
+  std::unique_ptr<Stream> beside_;
   gptq::Team team_;
   BlockQuantizer quantizer_;
   BlockLoader loader_;
+  ActivationCheckpoint checkpoint_;
   IndexRange blocks_;     ///< this stage's, up to the last missing one
+  std::int64_t end_ = 0;  ///< behind the last missing block of all stages
   bool hand_on_ = false;  ///< a later stage has something to do
+  bool begins_from_snapshot_ = false;
   std::future<void> writing_;
   bool stopped_ = false;
+  bool handed_on_ = false;
   std::int64_t computed_ = 0;
   double flops_ = 0;
+  nlohmann::json seconds_ = nlohmann::json::array();
+  Clock::time_point mark_;  ///< where the last block ended
   std::int64_t fallbacks_ = 0;
   std::vector<double> computed_seconds_;
   std::vector<double> replayed_seconds_;
@@ -631,7 +760,7 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
   }
   const auto wanted = make_fingerprint(source, plan, config, spec, windows, backend);
   require_same_run(world, wanted, config.allow_mixed, observer.note);
-  const Found found = look_at_disk(world, config, source, wanted, observer);
+  const Found found = look_at_disk(world, config, source, plan, wanted, observer);
   QuantizeSummary summary{.out = config.out,
                           .source_bytes = total_bytes(*source.tensors),
                           .blocks_found = std::count(found.valid.begin(), found.valid.end(), 1),
@@ -643,6 +772,7 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
   const auto blocks_start = Clock::now();
   double flops = 0;
   bool stopped = false;
+  std::string rank_seconds;
   {
     StageRun stage(world, backend, config, spec, source, plan, found, observer);
     stage.run(windows);
@@ -652,6 +782,7 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
     flops = stage.flops();
     // A stop that was asked for while the last block was computed comes before the merge, which may take long.
     stopped = world.group().all_max(stage.stopped() || world.stop_requested() ? 1 : 0, "whether to stop") != 0;
+    rank_seconds = stage.seconds().dump();
   }
   if (stopped) {
     summary.stopped = cause_of_stop(world);
@@ -659,12 +790,14 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
   }
   const double blocks_seconds = seconds_since(blocks_start);
   const auto peaks = world.group().all_gather(backend.peak_bytes(), "peak memory");
+  const auto all_seconds = world.group().all_gather_bytes(std::as_bytes(std::span(rank_seconds)), "seconds of ranks");
   const auto stage_flops = world.group().all_gather(static_cast<std::int64_t>(flops / 1e6), "work done");
 
   if (world.rank() == 0) {
     const auto step = world.long_host_step("merging the shards");
     world.set_activity("merging the shards");
     fault_point("merge");
+    discard_snapshots(config.work);  // every block is done
     LayerTable table;
     nlohmann::json files = nlohmann::json::array();
     const auto merge_start = Clock::now();
@@ -682,6 +815,11 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
     for (std::size_t rank = 0; rank < stage_flops.size(); rank += static_cast<std::size_t>(plan.grid.replicas)) {
       mega_flops += static_cast<double>(stage_flops[rank]);
     }
+    nlohmann::json seconds_of_ranks = nlohmann::json::array();
+    for (const auto& text : all_seconds) {
+      const auto* const characters = reinterpret_cast<const char*>(text.data());
+      seconds_of_ranks.push_back(nlohmann::json::parse(characters, characters + text.size()));
+    }
     const nlohmann::json report = {
         {"tool", fmt::format("gptq-dist {}", version)},
         {"model", config.model.string()},
@@ -698,6 +836,7 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
         {"fallbacks", table.fallbacks()},
         {"artifact", {{"bytes", summary.artifact_bytes}, {"files", std::move(files)}}},
         {"block_seconds", table.block_seconds()},
+        {"rank_seconds", std::move(seconds_of_ranks)},
         {"layers", table.layers()}};
     io::write_file_atomically(config.work / "report.json", report.dump(1) + "\n");
     if (config.report) {

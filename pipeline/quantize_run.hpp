@@ -9,6 +9,7 @@
 #include "comm/world.hpp"
 #include "gptq/quant_spec.hpp"
 #include "kernels/backend.hpp"
+#include "pipeline/block_quantizer.hpp"
 #include "pipeline/calibration.hpp"
 
 namespace gptqd::pipeline {
@@ -29,12 +30,14 @@ struct QuantizeConfig {
   gptq::Partition partition;  ///< panel_columns and row_tile 0: what the backend prefers
   std::int64_t micro_batch_tokens = 4096;
   bool true_sequential = true;
+  Propagation propagation = Propagation::quantized;
   int stages = 1;
   std::int64_t max_fallbacks = 0;
   bool allow_mixed = false;  ///< continue shards made by another version, backend or BLAS
   std::int64_t max_shard_bytes = 4'000'000'000;
   bool merge = true;  ///< false: the run ends with its shards
   RestartMode restart = RestartMode::go_on;
+  std::int64_t snapshot_every = 0;  ///< blocks between two snapshots of the hidden states; 0: none
   /// The run stops by itself before a block that would not be finished by then.
   std::optional<std::chrono::steady_clock::time_point> finish_by = std::nullopt;
 };

@@ -27,7 +27,7 @@ RunRecord open_work_folder(const std::filesystem::path& work, const RunRecord& w
   if (!std::filesystem::exists(path)) {
     for (const auto& entry : std::filesystem::directory_iterator(work)) {
       const auto name = entry.path().filename().string();
-      if (name != "shards" && !name.starts_with("run.json.") && !name.starts_with("lock")) {
+      if (name != "shards" && name != "activations" && !name.starts_with("run.json.") && !name.starts_with("lock")) {
         throw Error(
             ErrorKind::usage,
             fmt::format(
@@ -60,7 +60,7 @@ RunRecord open_work_folder(const std::filesystem::path& work, const RunRecord& w
 std::filesystem::path lock_path(const std::filesystem::path& work) { return work / "lock"; }
 
 void discard_work(const std::filesystem::path& work) {
-  for (const char* name : {"shards", "manifest.json", "report.json", "run.json"}) {
+  for (const char* name : {"activations", "shards", "manifest.json", "report.json", "run.json"}) {
     std::error_code error;
     std::filesystem::remove_all(work / name, error);
     if (error) {

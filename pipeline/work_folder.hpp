@@ -31,7 +31,7 @@ RunRecord open_work_folder(const std::filesystem::path& work, const RunRecord& w
 /// The lock that a run holds on its work folder.
 std::filesystem::path lock_path(const std::filesystem::path& work);
 
-/// Removes what a run has left in its work folder: shards, run.json last, so that what a kill leaves of it is a work
+/// Removes what a run has left in its work folder: snapshots, shards, run.json last, so that what a kill leaves of it is a work
 /// folder of that run. Other files stay. @throws Error (io)
 void discard_work(const std::filesystem::path& work);
 

@@ -1,4 +1,5 @@
-#include <cstring>
+#include <chrono>
+#include <vector>
 
 #include "comm/communicator.hpp"
 
@@ -6,13 +7,39 @@ namespace gptqd::comm {
 
 namespace {
 
-class MpiPending final : public Pending::Impl {
+using Clock = std::chrono::steady_clock;
+
+/// The host waits for transfers, and with it everything that the rank would do: all of the time is exposed.
+class Stopwatch {
  public:
-  explicit MpiPending(Request request) : request_(std::move(request)) {}
-  void wait() override { request_.wait(); }
+  explicit Stopwatch(TransferTotals& totals) : totals_(totals) {}
+  Stopwatch(const Stopwatch&) = delete;
+  Stopwatch& operator=(const Stopwatch&) = delete;
+  ~Stopwatch() {
+    const double seconds = std::chrono::duration<double>(Clock::now() - start_).count();
+    totals_.seconds += seconds;
+    totals_.exposed_seconds += seconds;
+  }
 
  private:
-  Request request_;
+  TransferTotals& totals_;
+  Clock::time_point start_ = Clock::now();
+};
+
+class MpiPending final : public Pending::Impl {
+ public:
+  MpiPending(std::vector<Request> requests, std::shared_ptr<TransferTotals> totals)
+      : requests_(std::move(requests)), totals_(std::move(totals)) {}
+  void wait() override {
+    const Stopwatch watch(*totals_);
+    for (auto& request : requests_) {
+      request.wait();
+    }
+  }
+
+ private:
+  std::vector<Request> requests_;
+  std::shared_ptr<TransferTotals> totals_;
 };
 
 class MpiCommunicator final : public Communicator {
@@ -24,17 +51,26 @@ class MpiCommunicator final : public Communicator {
 
   Pending broadcast(Stream& stream, void* data, std::int64_t bytes, int root, std::string_view what) override {
     stream.synchronize();
-    return pending(group_->ibroadcast(span_of(data, bytes), root, what));
+    std::vector<Request> requests;
+    requests.push_back(group_->ibroadcast(span_of(data, bytes), root, what));
+    return pending(std::move(requests), size() > 1 ? bytes : 0);
   }
 
-  Pending send(Stream& stream, const void* data, std::int64_t bytes, int peer, std::string_view what) override {
+  Pending exchange(Stream& stream, std::span<const Outgoing> sends, std::span<const Incoming> receives,
+                   std::string_view what) override {
     stream.synchronize();
-    return pending(group_->isend({static_cast<const std::byte*>(data), checked(bytes)}, peer, what));
-  }
-
-  Pending receive(Stream& stream, void* data, std::int64_t bytes, int peer, std::string_view what) override {
-    stream.synchronize();
-    return pending(group_->ireceive(span_of(data, bytes), peer, what));
+    std::vector<Request> requests;
+    std::int64_t bytes = 0;
+    for (const auto& message : receives) {
+      requests.push_back(group_->ireceive(span_of(message.data, message.bytes), message.peer, what));
+      bytes += message.bytes;
+    }
+    for (const auto& message : sends) {
+      requests.push_back(
+          group_->isend({static_cast<const std::byte*>(message.data), checked(message.bytes)}, message.peer, what));
+      bytes += message.bytes;
+    }
+    return pending(std::move(requests), bytes);
   }
 
   void all_gather(Stream& stream, void* whole, std::span<const Part> parts, std::string_view what) override {
@@ -42,27 +78,17 @@ class MpiCommunicator final : public Communicator {
             fmt::format("{}: {} parts for {} ranks", what, parts.size(), size()));
     stream.synchronize();
     std::vector<Request> requests;
+    std::int64_t bytes = 0;
     for (int r = 0; r < size(); ++r) {
       const auto& part = parts[static_cast<std::size_t>(r)];
       requests.push_back(
           group_->ibroadcast(span_of(static_cast<std::byte*>(whole) + part.offset_bytes, part.bytes), r, what));
+      bytes += size() > 1 ? part.bytes : 0;
     }
-    for (auto& request : requests) {
-      request.wait();
-    }
+    pending(std::move(requests), bytes).wait();
   }
 
- protected:
-  void copy(Stream& stream, AnyView<2> dst, ConstAnyView<2> src) override {
-    stream.synchronize();
-    const auto row_bytes = static_cast<std::size_t>(src.cols() * size_of(src.dtype));
-    if (row_bytes == 0) {
-      return;
-    }
-    for (std::int64_t row = 0; row < src.rows(); ++row) {
-      std::memcpy(dst.slice_rows(row, 1).data, src.slice_rows(row, 1).data, row_bytes);
-    }
-  }
+  TransferTotals totals() override { return *totals_; }
 
  private:
   static std::size_t checked(std::int64_t bytes) {
@@ -72,9 +98,13 @@ class MpiCommunicator final : public Communicator {
   static std::span<std::byte> span_of(void* data, std::int64_t bytes) {
     return {static_cast<std::byte*>(data), checked(bytes)};
   }
-  static Pending pending(Request request) { return Pending(std::make_unique<MpiPending>(std::move(request))); }
+  Pending pending(std::vector<Request> requests, std::int64_t bytes) {
+    totals_->bytes += bytes;
+    return Pending(std::make_unique<MpiPending>(std::move(requests), totals_));
+  }
 
   std::unique_ptr<Group> group_;
+  std::shared_ptr<TransferTotals> totals_ = std::make_shared<TransferTotals>();
 };
 
 }  // namespace

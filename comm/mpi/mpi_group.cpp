@@ -63,7 +63,7 @@ class MpiRequest final : public Request::Impl {
   }
 
   void wait() override {
-    wait_until(*job_, what_, patience_for(bytes_), [&] { return advance(); });
+    comm::wait_until(*job_, what_, patience_for(bytes_), [&] { return advance(); });
   }
 
  private:
@@ -175,7 +175,7 @@ void MpiGroup::barrier(std::string_view what) {
   fault_point("comm.collective");
   MPI_Request request = MPI_REQUEST_NULL;
   check_mpi(MPI_Ibarrier(comm_.get(), &request), what);
-  wait_until(*job_, fmt::format("{}, a barrier", what), Patience{}, [&] {
+  comm::wait_until(*job_, fmt::format("{}, a barrier", what), Patience{}, [&] {
     int flag = 0;
     check_mpi(MPI_Test(&request, &flag, MPI_STATUS_IGNORE), what);
     return flag != 0;
@@ -191,7 +191,7 @@ std::vector<std::int64_t> MpiGroup::all_gather(std::int64_t value, std::string_v
   MPI_Request request = MPI_REQUEST_NULL;
   check_mpi(MPI_Iallgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, values.data(), 1, MPI_INT64_T, comm_.get(), &request),
             what);
-  wait_until(*job_, fmt::format("{}, gathered from all ranks", what), Patience{}, [&] {
+  comm::wait_until(*job_, fmt::format("{}, gathered from all ranks", what), Patience{}, [&] {
     int flag = 0;
     check_mpi(MPI_Test(&request, &flag, MPI_STATUS_IGNORE), what);
     return flag != 0;
@@ -247,6 +247,10 @@ std::unique_ptr<Group> MpiGroup::split(int color, int key) {
   auto group = std::make_unique<MpiGroup>(job_, part);
   group->set_max_message_bytes(max_message_bytes());
   return group;
+}
+
+void MpiGroup::wait_until(std::string_view what, const std::function<bool()>& done) {
+  comm::wait_until(*job_, what, Patience{}, done);
 }
 
 }  // namespace gptqd::comm

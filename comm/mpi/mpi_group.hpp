@@ -48,6 +48,7 @@ class MpiGroup final : public Group {
   Request ireceive(std::span<std::byte> data, int peer, std::string_view what) override;
   Request ibroadcast(std::span<std::byte> data, int root, std::string_view what) override;
   std::unique_ptr<Group> split(int color, int key) override;
+  void wait_until(std::string_view what, const std::function<bool()>& done) override;
 
  private:
   void require_member(int rank, std::string_view what) const;

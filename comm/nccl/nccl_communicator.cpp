@@ -1,58 +1,94 @@
 #include "comm/nccl/nccl_communicator.hpp"
 
-#include <nccl.h>
+#include <deque>
+#include <memory>
+#include <utility>
+#include <vector>
 
-#include <chrono>
-#include <cstring>
-#include <thread>
-
-#include "kernels/cuda/cuda_stream.hpp"
+#include "comm/nccl/nccl_link.hpp"
+#include "kernels/cuda/cuda_backend.hpp"
 
 namespace gptqd::comm {
 
 namespace {
 
-/// Longest wait for all ranks to come to the start of NCCL: their host work before it differs.
-constexpr std::chrono::seconds start_limit{120};
+using cuda::UniqueEvent;
 
-[[noreturn]] void fail(ncclResult_t result, ncclComm_t comm, std::string_view doing) {
-  throw Error(ErrorKind::internal, fmt::format("NCCL: while {}: {}: {}; set NCCL_DEBUG=INFO to see its log", doing,
-                                               ncclGetErrorString(result), ncclGetLastError(comm)));
+UniqueEvent record_on(cudaStream_t stream) {
+  cudaEvent_t event = nullptr;
+  cuda::check(cudaEventCreate(&event), "creating an event");
+  UniqueEvent owner(event);
+  cuda::check(cudaEventRecord(event, stream), "recording an event");
+  return owner;
 }
 
-struct NcclTraits {
-  using Handle = ncclComm_t;
-  static constexpr Handle none = nullptr;
-  /// Without the other ranks, which may be gone.
-  static void destroy(Handle handle) noexcept { ncclCommAbort(handle); }
+cuda::CudaStream& cuda_stream(Stream& stream) {
+  auto* own = dynamic_cast<cuda::CudaStream*>(&stream);
+  require(own != nullptr, "NCCL: got a stream of another backend; use one of the CUDA backend");
+  return *own;
+}
+
+cuda::CudaBackend& cuda_backend(Backend& backend) {
+  auto* own = dynamic_cast<cuda::CudaBackend*>(&backend);
+  require(own != nullptr, "NCCL: got a backend whose memory is the host's");
+  return *own;
+}
+
+/// Sums the time between pairs of events, as the GPU passes them.
+class EventClock {
+ public:
+  void add(std::shared_ptr<const EventPair> pair) { open_.push_back(std::move(pair)); }
+  /// Of the pairs that are passed.
+  double seconds() {
+    while (!open_.empty() && cudaEventQuery(open_.front()->end.get()) == cudaSuccess) {
+      float milliseconds = 0;
+      cuda::check(cudaEventElapsedTime(&milliseconds, open_.front()->begin.get(), open_.front()->end.get()),
+                  "timing transfers");
+      seconds_ += static_cast<double>(milliseconds) / 1e3;
+      open_.pop_front();
+    }
+    return seconds_;
+  }
+
+ private:
+  std::deque<std::shared_ptr<const EventPair>> open_;
+  double seconds_ = 0;
 };
 
 class NcclPending final : public Pending::Impl {
  public:
-  NcclPending(Stream& stream, Event done) : stream_(stream), done_(std::move(done)) {}
-  void wait() override { stream_.wait(done_); }
+  NcclPending(cuda::CudaStream& stream, Event done, std::shared_ptr<const Transfer> transfer,
+              std::shared_ptr<EventClock> exposed)
+      : stream_(stream), done_(std::move(done)), transfer_(std::move(transfer)), exposed_(std::move(exposed)) {}
+
+  void wait() override {
+    stream_.gpu().activate();
+    if (cudaEventQuery(transfer_->span.end.get()) == cudaSuccess) {
+      stream_.wait(done_);  // at no cost; it brings the transfer's failure, if it had one
+      return;
+    }
+    auto stop = std::make_shared<EventPair>();
+    stop->begin = record_on(stream_.stream());
+    stream_.wait(done_);
+    stop->end = record_on(stream_.stream());
+    exposed_->add(std::move(stop));
+  }
 
  private:
-  Stream& stream_;
+  cuda::CudaStream& stream_;
   Event done_;
+  std::shared_ptr<const Transfer> transfer_;
+  std::shared_ptr<EventClock> exposed_;
 };
 
 class NcclCommunicator final : public Communicator {
  public:
   NcclCommunicator(Group& group, Backend& backend)
-      : rank_(group.rank()), size_(group.size()), own_stream_(backend.create_stream()) {
+      : rank_(group.rank()), size_(group.size()), stream_(cuda_backend(backend).create_urgent_stream()) {
     if (size_ > 1) {
-      start(group);
-    }
-  }
-
-  ~NcclCommunicator() override {
-    if (comm_) {
-      // An orderly end where nothing has failed; the handle's owner aborts what is left.
-      ncclResult_t state = ncclSuccess;
-      if (ncclCommGetAsyncError(comm_.get(), &state) == ncclSuccess && state == ncclSuccess) {
-        ncclCommFinalize(comm_.get());
-      }
+      refuse_shared_gpus(group);
+      link_ = std::make_unique<NcclLink>(group, stream_->gpu());
+      meet_all_peers(group, backend);
     }
   }
 
@@ -60,135 +96,160 @@ class NcclCommunicator final : public Communicator {
   int size() const override { return size_; }
 
   Pending broadcast(Stream& stream, void* data, std::int64_t bytes, int root, std::string_view what) override {
-    return transfer(stream, bytes, what, [&](cudaStream_t on) {
-      return ncclBroadcast(data, data, static_cast<std::size_t>(bytes), ncclInt8, root, comm_.get(), on);
+    return transfer(stream, bytes, what, [&](ncclComm_t comm, cudaStream_t on) {
+      return ncclBroadcast(data, data, count(bytes), ncclInt8, root, comm, on);
     });
   }
 
-  Pending send(Stream& stream, const void* data, std::int64_t bytes, int peer, std::string_view what) override {
-    return transfer(stream, bytes, what, [&](cudaStream_t on) {
-      return ncclSend(data, static_cast<std::size_t>(bytes), ncclInt8, peer, comm_.get(), on);
-    });
-  }
-
-  Pending receive(Stream& stream, void* data, std::int64_t bytes, int peer, std::string_view what) override {
-    return transfer(stream, bytes, what, [&](cudaStream_t on) {
-      return ncclRecv(data, static_cast<std::size_t>(bytes), ncclInt8, peer, comm_.get(), on);
+  Pending exchange(Stream& stream, std::span<const Outgoing> sends, std::span<const Incoming> receives,
+                   std::string_view what) override {
+    std::int64_t total = 0;
+    for (const auto& message : sends) {
+      total += require_message(message.bytes, message.peer, what);
+    }
+    for (const auto& message : receives) {
+      total += require_message(message.bytes, message.peer, what);
+    }
+    return transfer(stream, total, what, [&](ncclComm_t comm, cudaStream_t on) {
+      return in_group([&] {
+        ncclResult_t result = ncclSuccess;
+        for (const auto& message : sends) {
+          result = first_error(result, ncclSend(message.data, count(message.bytes), ncclInt8, message.peer, comm, on));
+        }
+        for (const auto& message : receives) {
+          result = first_error(result, ncclRecv(message.data, count(message.bytes), ncclInt8, message.peer, comm, on));
+        }
+        return result;
+      });
     });
   }
 
   void all_gather(Stream& stream, void* whole, std::span<const Part> parts, std::string_view what) override {
     require(parts.size() == static_cast<std::size_t>(size_),
             fmt::format("{}: {} parts for {} ranks", what, parts.size(), size_));
-    std::int64_t bytes = 0;
+    std::int64_t total = 0;
     for (const auto& part : parts) {
-      bytes += part.bytes;
+      total += require_message(part.bytes, 0, what);
     }
-    transfer(stream, bytes, what, [&](cudaStream_t on) {
-      ncclResult_t result = ncclGroupStart();
-      for (int r = 0; r < size_ && result == ncclSuccess; ++r) {
-        const auto& part = parts[static_cast<std::size_t>(r)];
-        auto* data = static_cast<std::byte*>(whole) + part.offset_bytes;
-        if (part.bytes > 0) {
-          result = ncclBroadcast(data, data, static_cast<std::size_t>(part.bytes), ncclInt8, r, comm_.get(), on);
+    transfer(stream, total, what, [&](ncclComm_t comm, cudaStream_t on) {
+      return in_group([&] {
+        ncclResult_t result = ncclSuccess;
+        for (int r = 0; r < size_; ++r) {
+          const auto& part = parts[static_cast<std::size_t>(r)];
+          auto* const data = static_cast<std::byte*>(whole) + part.offset_bytes;
+          if (part.bytes > 0) {
+            result = first_error(result, ncclBroadcast(data, data, count(part.bytes), ncclInt8, r, comm, on));
+          }
         }
-      }
-      const ncclResult_t end = ncclGroupEnd();
-      return result == ncclSuccess || result == ncclInProgress ? end : result;
+        return result;
+      });
     }).wait();
   }
 
- protected:
-  void copy(Stream& stream, AnyView<2> dst, ConstAnyView<2> src) override {
-    auto& on = cuda_stream(stream);
-    const auto pitch = [](const auto& view) { return static_cast<std::size_t>(view.stride * size_of(view.dtype)); };
-    on.begin();
-    cuda::check(cudaMemcpy2DAsync(dst.data, pitch(dst), src.data, pitch(src),
-                                  static_cast<std::size_t>(src.cols() * size_of(src.dtype)),
-                                  static_cast<std::size_t>(src.rows()), cudaMemcpyDeviceToDevice, on.stream()),
-                "copying a partial sum");
-    on.end("copying a partial sum");
+  TransferTotals totals() override {
+    return {.bytes = bytes_, .seconds = under_way_.seconds(), .exposed_seconds = exposed_->seconds()};
   }
 
  private:
-  static cuda::CudaStream& cuda_stream(Stream& stream) {
-    auto* own = dynamic_cast<cuda::CudaStream*>(&stream);
-    require(own != nullptr, "NCCL: got a stream of another backend; use one of the CUDA backend");
-    return *own;
+  static std::size_t count(std::int64_t bytes) { return static_cast<std::size_t>(bytes); }
+  static bool is_error(ncclResult_t result) { return result != ncclSuccess && result != ncclInProgress; }
+  static ncclResult_t first_error(ncclResult_t before, ncclResult_t now) { return is_error(before) ? before : now; }
+
+  std::int64_t require_message(std::int64_t bytes, int peer, std::string_view what) const {
+    require(bytes >= 0, fmt::format("{}: message of a negative number of bytes", what));
+    require(peer >= 0 && peer < size_, fmt::format("{}: rank {} of a group of {}", what, peer, size_));
+    return bytes;
   }
 
-  void start(Group& group) {
-    auto& on = cuda_stream(*own_stream_);
-    on.gpu().activate();
-    refuse_shared_gpus(group, on.gpu());
-    ncclUniqueId id{};
-    if (rank_ == 0) {
-      if (const auto result = ncclGetUniqueId(&id); result != ncclSuccess) {
-        fail(result, nullptr, "making an identifier");
-      }
+  template <class Calls>
+  static ncclResult_t in_group(const Calls& calls) {
+    if (const auto begun = ncclGroupStart(); begun != ncclSuccess) {
+      return begun;
     }
-    id = group.broadcast_value(id, 0, "NCCL's identifier");
-    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
-    config.blocking = 0;
-    ncclComm_t comm = nullptr;
-    const auto result = ncclCommInitRankConfig(&comm, size_, id, rank_, &config);
-    comm_ = UniqueHandle<NcclTraits>(comm);
-    settle(result, "starting");
+    const ncclResult_t result = calls();
+    return first_error(result, ncclGroupEnd());
   }
 
-  /// NCCL would hang or fail with a message that names no cause.
-  static void refuse_shared_gpus(Group& group, const cuda::Gpu& gpu) {
-    const auto all = group.all_gather_bytes(std::as_bytes(std::span(gpu.properties().uuid.bytes)), "GPU identifiers");
+  /// NCCL would hang, or fail with a message that names no cause.
+  void refuse_shared_gpus(Group& group) const {
+    const auto& properties = stream_->gpu().properties();
+    const auto all = group.all_gather_bytes(std::as_bytes(std::span(properties.uuid.bytes)), "GPU identifiers");
     for (std::size_t a = 0; a < all.size(); ++a) {
       for (std::size_t b = a + 1; b < all.size(); ++b) {
         if (all[a] == all[b]) {
           throw Error(ErrorKind::usage,
                       fmt::format("ranks {} and {} have the same GPU, {}; start one rank for each GPU (mpirun -np N, "
                                   "--gpus-per-node with --gpu-bind=none under SLURM)",
-                                  a, b, gpu.properties().name));
+                                  group.world_rank(static_cast<int>(a)), group.world_rank(static_cast<int>(b)),
+                                  properties.name));
         }
       }
     }
   }
 
-  /// Waits until NCCL, which does not block, has taken the call in.
-  void settle(ncclResult_t result, std::string_view doing) {
-    const auto deadline = std::chrono::steady_clock::now() + start_limit;
-    while (result == ncclInProgress) {
-      if (std::chrono::steady_clock::now() > deadline) {
-        throw Error(ErrorKind::internal, fmt::format("NCCL: {} took more than {} s; is a rank or its network gone? Set "
-                                                     "NCCL_DEBUG=INFO to see its log",
-                                                     doing, start_limit.count()));
-      }
-      std::this_thread::sleep_for(std::chrono::microseconds(100));
-      if (const auto asked = ncclCommGetAsyncError(comm_.get(), &result); asked != ncclSuccess) {
-        result = asked;
+  /// Makes the connections of all pairs now: NCCL makes them at first use, which would cost seconds in the midst of the
+  /// work, on this rank or on another, and what cannot be connected is better learned at the start.
+  void meet_all_peers(Group& group, Backend& backend) {
+    constexpr std::int64_t bytes = 4096;
+    const Buffer memory = backend.allocate(bytes * (size_ + 1));
+    auto* const data = static_cast<std::byte*>(memory.data());
+    std::vector<Outgoing> sends;
+    std::vector<Incoming> receives;
+    for (int peer = 0; peer < size_; ++peer) {
+      if (peer != rank_) {
+        sends.push_back({.peer = peer, .data = data + size_ * bytes, .bytes = bytes});
+        receives.push_back({.peer = peer, .data = data + peer * bytes, .bytes = bytes});
       }
     }
-    if (result != ncclSuccess) {
-      fail(result, comm_.get(), doing);
+    constexpr auto what = "meeting all peers";
+    backend.fill_zero(*stream_, memory.data(), memory.bytes());
+    exchange(*stream_, sends, receives, what);
+    for (int root = 0; root < size_; ++root) {
+      broadcast(*stream_, data + root * bytes, bytes, root, what);
     }
+    const auto met = record_on(stream_->stream());
+    group.wait_until("meeting all peers over NCCL", [&] {
+      link_->throw_failure();
+      return cudaEventQuery(met.get()) != cudaErrorNotReady;
+    });
+    stream_->synchronize();
+    under_way_ = {};
+    *exposed_ = {};
+    bytes_ = 0;
   }
 
   /// Runs `enqueue` on the communicator's stream, behind the work that is on `stream` now.
   template <class Enqueue>
   Pending transfer(Stream& stream, std::int64_t bytes, std::string_view what, const Enqueue& enqueue) {
-    require(bytes >= 0, "message of a negative number of bytes");
+    require(bytes >= 0, fmt::format("{}: message of a negative number of bytes", what));
     if (size_ == 1 || bytes == 0) {
       return Pending();
     }
-    auto& on = cuda_stream(*own_stream_);
-    on.wait(cuda_stream(stream).record());
-    on.begin();
-    settle(enqueue(on.stream()), what);
-    on.end(what);
-    return Pending(std::make_unique<NcclPending>(stream, on.record()));
+    auto& user = cuda_stream(stream);
+    if (&user != stream_.get()) {
+      stream_->wait(user.record());
+    }
+    stream_->begin();
+    const auto transfer = std::make_shared<Transfer>();
+    transfer->what = what;
+    transfer->span.begin = record_on(stream_->stream());
+    link_->call(what, [&](ncclComm_t comm) { return enqueue(comm, stream_->stream()); });
+    transfer->span.end = record_on(stream_->stream());
+    stream_->when_passed(link_->failure_check());
+    stream_->end(what);
+    link_->watch(transfer);
+    under_way_.add({transfer, &transfer->span});
+    bytes_ += bytes;
+    return Pending(std::make_unique<NcclPending>(user, stream_->record(), transfer, exposed_));
   }
 
   int rank_;
   int size_;
-  std::unique_ptr<Stream> own_stream_;
-  UniqueHandle<NcclTraits> comm_;
+  std::unique_ptr<cuda::CudaStream> stream_;
+  std::unique_ptr<NcclLink> link_;  // goes before the stream, which may hold what only its end releases
+  std::int64_t bytes_ = 0;
+  EventClock under_way_;
+  std::shared_ptr<EventClock> exposed_ = std::make_shared<EventClock>();
 };
 
 }  // namespace

@@ -17,8 +17,8 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
 echo "Seconds a block, on average and by stage; the whole model by extrapolation; peak memory of a rank."
-printf '%-24s %5s | %7s %7s %7s %7s %7s %7s %7s | %8s %8s %7s\n' model ranks block forward hessian factor grids solve finish \
-  blocks model GB
+printf '%-24s %5s | %7s %7s %7s %7s %7s %7s %7s %7s %7s %7s | %8s %8s %7s\n' model ranks block load forward hessian \
+  factor grids solve finish write idle blocks model GB
 for model in "${models[@]}"; do
   out=$scratch/${model//:/-}
   # shellcheck disable=SC2086
@@ -31,13 +31,13 @@ for model in "${models[@]}"; do
   awk -v model="$model" -v ranks="$ranks" -v all="${all_blocks[${model%%:*}]}" '
     function value() { sub(/,$/, "", $2); return $2 }
     /"peak_bytes_per_rank"/ { getline; peak = $1 + 0 }
-    /"block_seconds"/ { inside = 1 }
-    inside && /^ \]/ { inside = 0 }
-    inside && /"block":/ { ++n }
+    /"rank_seconds"/ { inside = 1 }  # of the first rank: its blocks lie in the first inner array
+    inside && /^  \]/ { inside = 0; done = 1 }
+    inside && !done && /"block":/ { ++n }
     inside && $2 ~ /^[0-9]/ { key = $1; gsub(/[":]/, "", key); seconds[n, key] = value() }
     !inside && /"blocks":/ && $2 ~ /^[0-9.]+,?$/ { blocks = value() }
     END {
-      count = split("total forward hessian factor grids solve finish", keys, " ")
+      count = split("wall load forward hessian factor grids solve finish write idle", keys, " ")
       printf "%-24s %5d |", model, ranks
       for (k = 1; k <= count; ++k) {
         sum = 0

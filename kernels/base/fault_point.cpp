@@ -28,7 +28,7 @@ namespace {
 
 constexpr std::array<std::string_view, 26> points{
     "start",          "lock.take",       "lock.heartbeat", "file.open",      "file.read",     "block.load",
-    "block.replay",   "phase",           "block.done",     "shard.withdraw", "file.create",   "file.write",
+    "block.replay",   "phase",           "block.done",     "file.withdraw", "file.create",   "file.write",
     "file.written",   "file.fsync",      "file.rename",    "file.renamed",   "folder.fsync",  "shard.listed",
     "snapshot.write", "snapshot.remove", "snapshot.read",  "merge",          "folder.rename", "comm.send",
     "comm.receive",   "comm.collective"};

@@ -1,6 +1,8 @@
 #pragma once
 /// @file In-order queues of a backend's work, and marks in them.
+#include <chrono>
 #include <memory>
+#include <optional>
 
 namespace gptqd {
 
@@ -27,6 +29,30 @@ class Event {
   std::shared_ptr<Impl> impl_;
 };
 
+/// The time in which a stream was known to be empty: between a synchronize() and the work enqueued next.
+class IdleClock {
+ public:
+  void stop_at_work() {
+    if (empty_since_) {
+      seconds_ += since(*empty_since_);
+      empty_since_.reset();
+    }
+  }
+  void start() {
+    if (!empty_since_) {
+      empty_since_ = Clock::now();
+    }
+  }
+  double seconds() const { return seconds_ + (empty_since_ ? since(*empty_since_) : 0.0); }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  static double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+  double seconds_ = 0;
+  std::optional<Clock::time_point> empty_since_;
+};
+
 /// An in-order queue of operations on one device. Operations on different streams are ordered by events alone.
 class Stream {
  public:
@@ -37,6 +63,11 @@ class Stream {
   virtual void wait(const Event& event) = 0;
   /// Blocks the host until the queue is empty. @throws what the work threw; the stream then keeps refusing work
   virtual void synchronize() = 0;
+  /// What the stream's device lost to its host: see IdleClock. To be asked by the thread that enqueues.
+  double idle_seconds() const { return idle_.seconds(); }
+
+ protected:
+  IdleClock idle_;
 };
 
 }  // namespace gptqd

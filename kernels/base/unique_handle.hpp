@@ -26,6 +26,8 @@ class UniqueHandle {
   }
 
   Handle get() const { return handle_; }
+  /// Gives the handle away.
+  [[nodiscard]] Handle release() { return std::exchange(handle_, Traits::none); }
   explicit operator bool() const { return handle_ != Traits::none; }
 
  private:

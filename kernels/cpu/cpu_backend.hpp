@@ -22,9 +22,11 @@ class CpuBackend final : public Backend {
   /// f32 for every model: there is no fast half-precision GEMM to call.
   DType compute_dtype(DType model) const override;
   Buffer allocate(std::int64_t bytes) override;
+  Buffer allocate_host(std::int64_t bytes) override { return allocate(bytes); }
   std::int64_t bytes_in_use() const override;
   std::int64_t peak_bytes() const override;
   std::unique_ptr<Stream> create_stream() override;
+  std::unique_ptr<Stream> create_background_stream() override { return nullptr; }
   void copy_to_device(Stream& stream, void* device, const void* host, std::int64_t bytes) override;
   void copy_to_host(Stream& stream, void* host, const void* device, std::int64_t bytes) override;
   void copy(Stream& stream, void* to, const void* from, std::int64_t bytes) override;

@@ -72,13 +72,20 @@ void CpuStream::wait(const Event& event) {
        /*refuse_if_failed=*/false);
 }
 
-void CpuStream::synchronize() { record().synchronize(); }
+void CpuStream::synchronize() {
+  record().synchronize();
+  const std::lock_guard lock(mutex_);
+  idle_.start();
+}
 
 void CpuStream::push(Item item, bool refuse_if_failed) {
   {
     const std::lock_guard lock(mutex_);
     if (refuse_if_failed && failure_) {
       throw Error(*failure_);
+    }
+    if (item.work) {
+      idle_.stop_at_work();
     }
     item.number = clock_->next();
     const std::uint64_t number = item.number;

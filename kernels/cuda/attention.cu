@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(threads) attention(AttentionProblem<T> problem
   float* const v = k + tile * pitch;
   float* const sums = v + tile * pitch;
   float* const scores = sums + tile * pitch;
-  const auto piece = problem.piece(tile);
+  const auto piece = problem.piece(blockIdx.x, tile);
   const int r = static_cast<int>(threadIdx.x) / threads_a_row;
   const int lane = static_cast<int>(threadIdx.x) % threads_a_row;
   const int query = piece.first_query + r;
@@ -113,7 +113,7 @@ void attention_by_fp32(CudaStream& stream, const AttentionArgs& args) {
     const auto bytes = static_cast<int>(shared_bytes(args.head_dim));
     check(cudaFuncSetAttribute(attention<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "attention");
     const AttentionProblem<T> problem(args, tile);
-    attention<T><<<grid_size(problem.blocks()), threads, static_cast<std::size_t>(bytes), stream.stream()>>>(problem);
+    attention<T><<<grid_size(problem.pieces()), threads, static_cast<std::size_t>(bytes), stream.stream()>>>(problem);
   });
 }
 
@@ -125,7 +125,9 @@ void CudaBackend::run(Stream& stream, const AttentionArgs& args) {
     if (args.q.rows() == 0) {
       return;
     }
-    if (takes_tensor_cores(args)) {
+    if (takes_warpgroups(own, args)) {
+      attention_by_warpgroups(own, args);
+    } else if (takes_tensor_cores(args)) {
       attention_by_tensor_cores(own, args);
     } else {
       attention_by_fp32(own, args);

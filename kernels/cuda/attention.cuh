@@ -1,9 +1,35 @@
 #pragma once
 /// @file What the kernels of attention share.
+#include <limits>
+
 #include "kernels/attention.hpp"
 #include "kernels/cuda/device.cuh"
 
 namespace gptqd::cuda {
+
+inline constexpr float log2_e = 1.4426950408889634f;
+
+__device__ inline std::uint32_t shared_address(const void* pointer) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+template <class T>
+__device__ std::uint32_t pack_pair(float low, float high) {
+  if constexpr (std::is_same_v<T, __half>) {
+    const __half2 pair = __floats2half2_rn(low, high);
+    return *reinterpret_cast<const std::uint32_t*>(&pair);
+  } else {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<const std::uint32_t*>(&pair);
+  }
+}
+
+/// 2^x within 2 ulp; 0 for −infinity, NaN for NaN.
+__device__ inline float power_of_two(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
 
 /// AttentionArgs as kernels see them. Heads are numbered over all samples, queries of a sample in tiles of fixed
 /// height.
@@ -22,9 +48,13 @@ struct AttentionProblem {
   float scale;
   const float* slopes;  // null: no ALiBi
   std::int64_t sample_heads;
+  std::int64_t section_heads = 0;
   int tiles;  // of queries, a sample
 
-  AttentionProblem(const AttentionArgs& args, int tile_queries)
+  /// Heads come in sections that have `cached_bytes` of keys and values, so that these stay in a cache while all of a
+  /// section's queries meet them.
+  AttentionProblem(const AttentionArgs& args, int tile_queries,
+                   std::int64_t cached_bytes = std::numeric_limits<std::int64_t>::max())
       : q(args.q),
         k(args.k),
         v(args.v),
@@ -39,24 +69,33 @@ struct AttentionProblem {
         scale(args.scale),
         slopes(args.alibi_slopes ? args.alibi_slopes->data : nullptr),
         sample_heads(args.q.rows() / args.tokens_per_sample * args.heads),
-        tiles(static_cast<int>(divide_up(args.tokens_per_sample, tile_queries))) {}
-  std::int64_t blocks() const { return sample_heads * tiles; }
+        tiles(static_cast<int>(divide_up(args.tokens_per_sample, tile_queries))) {
+    const std::int64_t bytes = 2 * args.tokens_per_sample * args.head_dim * size_of(args.k.dtype);  // of a kv head
+    const std::int64_t kv_heads = std::min(std::max<std::int64_t>(1, cached_bytes / bytes), sample_heads);
+    section_heads = std::min(kv_heads * heads_a_kv_head, sample_heads);
+  }
+  __host__ __device__ std::int64_t pieces() const { return sample_heads * tiles; }
 
-  /// A block's piece of the work. The last queries see most keys: blocks that start first take those.
+  /// A piece of the work: a head's tile of queries. Pieces are taken in order of their index: section after section,
+  /// and in each of them the last queries first, which see most keys.
   struct Piece {
     std::int64_t row;  // of the sample's first token
+    int head;
     int first_query;
     std::int64_t query_column;
     std::int64_t key_column;
     std::int64_t out_column;
     float slope;
   };
-  __device__ Piece piece(int tile_queries) const {
-    const std::int64_t index = blockIdx.x;
-    const std::int64_t tile = tiles - 1 - index / sample_heads;
-    const std::int64_t sample_head = index % sample_heads;
+  __device__ Piece piece(std::int64_t index, int tile_queries) const {
+    const std::int64_t first_head = index / (section_heads * tiles) * section_heads;
+    const std::int64_t in_section = index - first_head * tiles;
+    const std::int64_t section = min(section_heads, sample_heads - first_head);
+    const std::int64_t tile = tiles - 1 - in_section / section;
+    const std::int64_t sample_head = first_head + in_section % section;
     const int head = static_cast<int>(sample_head % heads);
     return {.row = sample_head / heads * tokens,
+            .head = head,
             .first_query = static_cast<int>(tile) * tile_queries,
             .query_column = head * head_stride,
             .key_column = head / heads_a_kv_head * head_stride,
@@ -64,6 +103,10 @@ struct AttentionProblem {
             .slope = slopes == nullptr ? 0.0f : slopes[head]};
   }
 };
+
+/// By Hopper's warpgroup-level matrix instructions. @pre takes_warpgroups(stream, args)
+void attention_by_warpgroups(CudaStream& stream, const AttentionArgs& args);
+bool takes_warpgroups(const CudaStream& stream, const AttentionArgs& args);
 
 /// By tensor cores. @pre takes_tensor_cores(args)
 void attention_by_tensor_cores(CudaStream& stream, const AttentionArgs& args);

@@ -7,11 +7,7 @@ namespace {
 
 constexpr int tile_queries = 128;
 constexpr int tile_keys = 64;
-constexpr float log2_e = 1.4426950408889634f;
 
-__device__ std::uint32_t shared_address(const void* pointer) {
-  return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
-}
 /// 16 bytes to shared memory in the background: `valid` of them copied, the others zero.
 __device__ void copy_async(std::uint32_t to, const void* from, int valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid));
@@ -47,24 +43,6 @@ __device__ void multiply_add(float (&c)[4], const std::uint32_t (&a)[4], std::ui
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   }
-}
-
-template <class T>
-__device__ std::uint32_t pack_pair(float low, float high) {
-  if constexpr (std::is_same_v<T, __half>) {
-    const __half2 pair = __floats2half2_rn(low, high);
-    return *reinterpret_cast<const std::uint32_t*>(&pair);
-  } else {
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    return *reinterpret_cast<const std::uint32_t*>(&pair);
-  }
-}
-
-/// 2^x within 2 ulp; 0 for −infinity, NaN for NaN.
-__device__ float power_of_two(float x) {
-  float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
 }
 
 /// Heads of up to `width` columns, in 4 warps of two 16-row tiles each, or 8 of one where sums take most registers.
@@ -103,7 +81,7 @@ __global__ void __launch_bounds__(S::threads, S::row_tiles) attention(AttentionP
   const std::uint32_t q_tile = shared_address(memory);
   const std::uint32_t k_tile = q_tile + tile_queries * S::pitch * 2;
   const std::uint32_t v_tile = k_tile + tile_keys * S::pitch * 2;
-  const auto piece = problem.piece(tile_queries);
+  const auto piece = problem.piece(blockIdx.x, tile_queries);
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warp_row = static_cast<int>(threadIdx.x) / 32 * 16 * S::row_tiles;
   // Of each 16x8 tile of results this thread holds rows lane / 4 and 8 further, columns 2·(lane % 4) and the next.
@@ -272,7 +250,7 @@ void launch(CudaStream& stream, const AttentionArgs& args) {
   const AttentionProblem<T> problem(args, tile_queries);
   const auto start = [&](auto kernel) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes), "attention");
-    kernel<<<grid_size(problem.blocks()), S::threads, S::shared_bytes, stream.stream()>>>(problem);
+    kernel<<<grid_size(problem.pieces()), S::threads, S::shared_bytes, stream.stream()>>>(problem);
   };
   if (args.alibi_slopes || args.scale <= 0.0f) {
     start(attention<T, S, true>);

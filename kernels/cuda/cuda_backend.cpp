@@ -29,7 +29,7 @@ std::string version(int major, int minor, int patch) { return fmt::format("{}.{}
 }  // namespace
 
 CudaBackend::CudaBackend(const CudaBackendOptions& options)
-    : gpu_(std::make_shared<Gpu>(options.device, options.progress)), arena_(gpu_) {}
+    : gpu_(std::make_shared<Gpu>(options.device, options.progress)), arena_(gpu_), pinned_(gpu_) {}
 
 std::string CudaBackend::describe() const {
   int runtime = 0;

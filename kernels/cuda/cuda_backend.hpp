@@ -6,6 +6,7 @@
 #include "kernels/backend.hpp"
 #include "kernels/cuda/cuda_arena.hpp"
 #include "kernels/cuda/cuda_stream.hpp"
+#include "kernels/cuda/pinned_pool.hpp"
 
 namespace gptqd::cuda {
 
@@ -19,20 +20,28 @@ class CudaBackend final : public Backend {
   explicit CudaBackend(const CudaBackendOptions& options);
 
   MemoryKind memory_kind() const override { return MemoryKind::cuda; }
-  PieceSizes preferred_pieces() const override { return {.panel_columns = 2048, .row_tile = 2048, .gram_tokens = 32768}; }
+  PieceSizes preferred_pieces() const override { return gpu_pieces; }
   std::string describe() const override;
   /// The model's own type where the tensor cores take it (f16, bf16), else f32.
   DType compute_dtype(DType model) const override;
   Buffer allocate(std::int64_t bytes) override;
+  Buffer allocate_host(std::int64_t bytes) override { return pinned_.allocate(bytes); }
   std::int64_t bytes_in_use() const override;
   std::int64_t peak_bytes() const override;
   std::unique_ptr<Stream> create_stream() override;
+  std::unique_ptr<Stream> create_background_stream() override {
+    return std::make_unique<CudaStream>(gpu_, arena_, StreamPriority::background);
+  }
   void copy_to_device(Stream& stream, void* device, const void* host, std::int64_t bytes) override;
   void copy_to_host(Stream& stream, void* host, const void* device, std::int64_t bytes) override;
   void copy(Stream& stream, void* to, const void* from, std::int64_t bytes) override;
   void fill_zero(Stream& stream, void* device, std::int64_t bytes) override;
 
   const CudaArena& arena() const { return arena_; }
+  /// For work that others wait for.
+  std::unique_ptr<CudaStream> create_urgent_stream() {
+    return std::make_unique<CudaStream>(gpu_, arena_, StreamPriority::urgent);
+  }
 
  protected:
   void run(Stream& stream, const LinearArgs& args) override;
@@ -76,6 +85,7 @@ class CudaBackend final : public Backend {
 
   std::shared_ptr<Gpu> gpu_;
   CudaArena arena_;
+  PinnedPool pinned_;
 };
 
 }  // namespace gptqd::cuda

@@ -25,7 +25,10 @@ PinnedMemory::~PinnedMemory() { cudaFreeHost(data_); }
 /// What a stream shares with its events.
 class CudaStream::State {
  public:
-  explicit State(const std::shared_ptr<Gpu>& gpu) : timeline(std::make_shared<Timeline>(gpu)) { gpu->add(timeline); }
+  State(const std::shared_ptr<Gpu>& gpu, StreamPriority priority)
+      : timeline(std::make_shared<Timeline>(gpu, priority)) {
+    gpu->add(timeline);
+  }
 
   /// Waits until work `number` is done and does at the host what follows from it.
   /// @throws Error by which the stream had failed by then
@@ -119,8 +122,8 @@ class Mark final : public Event::Impl {
 
 }  // namespace
 
-CudaStream::CudaStream(std::shared_ptr<Gpu> gpu, CudaArena& arena)
-    : gpu_(std::move(gpu)), arena_(arena), state_((gpu_->activate(), std::make_shared<State>(gpu_))) {}
+CudaStream::CudaStream(std::shared_ptr<Gpu> gpu, CudaArena& arena, StreamPriority priority)
+    : gpu_(std::move(gpu)), arena_(arena), state_((gpu_->activate(), std::make_shared<State>(gpu_, priority))) {}
 
 CudaStream::~CudaStream() {
   try {
@@ -156,6 +159,7 @@ void CudaStream::wait(const Event& event) {
 void CudaStream::synchronize() {
   gpu_->activate();
   state_->reach(state_->timeline->mark());
+  idle_.start();
 }
 
 cudaStream_t CudaStream::stream() const { return state_->timeline->stream(); }
@@ -279,6 +283,7 @@ std::byte* CudaStream::stage(std::int64_t bytes, std::function<void(const std::b
 }
 
 void CudaStream::begin() {
+  idle_.stop_at_work();
   gpu_->activate();
   state_->throw_failure(~std::uint64_t{0});
 }

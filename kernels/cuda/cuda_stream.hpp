@@ -64,7 +64,7 @@ struct Finding {
 /// whatever data there are: kernels never leave their memory, whatever they find.
 class CudaStream final : public Stream {
  public:
-  CudaStream(std::shared_ptr<Gpu> gpu, CudaArena& arena);
+  CudaStream(std::shared_ptr<Gpu> gpu, CudaArena& arena, StreamPriority priority = StreamPriority::normal);
   /// Waits for the work. Errors that nobody asked for are lost.
   ~CudaStream() override;
   CudaStream(const CudaStream&) = delete;

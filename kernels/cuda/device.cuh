@@ -141,7 +141,8 @@ struct Minimum {
   }
 };
 
-/// One element to shared memory while the thread goes on, zero unless it exists; there after wait_for_background_copies().
+/// One element to shared memory while the thread goes on, zero unless it exists; there after
+/// wait_for_background_copies().
 /// @pre 4, 8 or 16 bytes
 template <class T>
 __device__ void copy_in_background(T* to, const T* from, bool exists = true) {

@@ -45,7 +45,10 @@ __device__ int factor_part(BlockMatrices& block, int at) {
     if ((!(pivot > 0) || !isfinite(pivot)) && failed == side) {
       failed = at + j;
     }
-    row[j] = lane == j ? sqrtf(pivot) : row[j] * reciprocal;
+    // The root too from its reciprocal: √x = x/√x, and half of what is missing in its square times that.
+    const float near = pivot * reciprocal;
+    const float root = fmaf(0.5f * reciprocal, fmaf(-near, near, pivot), near);
+    row[j] = lane == j ? root : row[j] * reciprocal;
     own = lane == j ? reciprocal : own;
 #pragma unroll
     for (int k = j + 1; k < part; ++k) {
@@ -180,6 +183,7 @@ __global__ void __launch_bounds__(block_threads) factor_and_invert(Rows<float> c
   }
   wait_for_background_copies();
   __syncthreads();
+#pragma unroll 1  // the code is long, and run once: it must come from memory
   for (int at = 0; at < side; at += part) {
     if (thread < 32) {
       const int found = factor_part(block, at);

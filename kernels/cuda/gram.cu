@@ -12,24 +12,27 @@ constexpr std::int64_t token_chunk = 4096;
 /// Columns of the panel that one such GEMM covers: what it computes above the diagonal is wasted.
 constexpr std::int64_t strip_columns = 512;
 
-// A block sums 32 columns, each thread those of one pack on every 32nd token.
+// A block sums 32 columns of one slice of the tokens, each thread those of one pack on every 32nd token.
+constexpr std::int64_t sum_slices = 16;
 constexpr int sum_columns = 32;
 constexpr int sum_width = 4;
 constexpr int sum_packs = sum_columns / sum_width;
 constexpr int sum_lines = 32;
 constexpr int sum_threads = sum_packs * sum_lines;
 
-/// Every 32nd token's squares in ascending order, then these sums in ascending order.
+/// partial[slice, column]: every 32nd token's squares in ascending order, then these sums in ascending order.
 template <class T, bool packs>
 __global__ void __launch_bounds__(sum_threads)
-    sum_squares(Rows<const T> x, std::int64_t tokens, std::int64_t n, double* sums, bool accumulate) {
+    sum_squares(Rows<const T> x, std::int64_t tokens, std::int64_t n, double* partial) {
   __shared__ double lines[sum_lines][sum_columns + 1];
   const int first = static_cast<int>(threadIdx.x) % sum_packs * sum_width;
   const int line = static_cast<int>(threadIdx.x) / sum_packs;
   const std::int64_t column = std::int64_t{blockIdx.x} * sum_columns + first;
+  const std::int64_t begin = tokens * blockIdx.y / sum_slices;
+  const std::int64_t end = tokens * (blockIdx.y + 1) / sum_slices;
   double own[sum_width] = {};
 #pragma unroll 8
-  for (std::int64_t t = line; t < tokens; t += sum_lines) {
+  for (std::int64_t t = begin + line; t < end; t += sum_lines) {
     Pack<T, sum_width> pack{};
     if constexpr (packs) {
       if (column < n) {
@@ -59,9 +62,25 @@ __global__ void __launch_bounds__(sum_threads)
     for (int i = 0; i < sum_lines; ++i) {
       sum += lines[i][threadIdx.x];
     }
-    sums[mine] = accumulate ? sums[mine] + sum : sum;
+    partial[blockIdx.y * n + mine] = sum;
   }
 }
+
+/// sums[c] (+)= Σ partial[., c], in ascending order.
+struct JoinSlices {
+  const double* partial;
+  std::int64_t n;
+  double* sums;
+  bool accumulate;
+  __device__ void operator()(std::int64_t, std::int64_t c) const {
+    double sum = 0;
+#pragma unroll
+    for (std::int64_t slice = 0; slice < sum_slices; ++slice) {
+      sum += partial[slice * n + c];
+    }
+    sums[c] = accumulate ? sums[c] + sum : sum;
+  }
+};
 
 template <class T>
 struct Widen {
@@ -134,14 +153,16 @@ void CudaBackend::run(Stream& stream, const ColumnSquareSumsArgs& args) {
     if (n == 0) {
       return;
     }
+    auto* const partial = own.scratch_of<double>(sum_slices * n);
     with_floating_type(args.x.dtype, [&]<class T>() {
       const auto launch = [&](auto kernel) {
-        kernel<<<grid_size(divide_up(n, sum_columns)), sum_threads, 0, own.stream()>>>(
-            Rows<const T>(args.x), args.x.rows(), n, args.sums.data, args.accumulate);
+        const dim3 grid(grid_size(divide_up(n, sum_columns)), static_cast<unsigned int>(sum_slices));
+        kernel<<<grid, sum_threads, 0, own.stream()>>>(Rows<const T>(args.x), args.x.rows(), n, partial);
       };
       n % sum_width == 0 && allows_packs(sum_width, args.x) ? launch(sum_squares<T, true>)
                                                             : launch(sum_squares<T, false>);
     });
+    for_elements(own, 1, n, JoinSlices{partial, n, args.sums.data, args.accumulate});
   });
 }
 

@@ -20,8 +20,10 @@ constexpr int product_threads = (groups + 1) * group_threads;
 constexpr int tile_rows = groups * 64;
 constexpr int block_cols = 128;
 constexpr int tile_cols = cluster_blocks * block_cols;
-/// Terms of one stage in shared memory, and of one sum on the tensor cores.
-constexpr int stage_terms = PromotedProduct::sum_terms;
+/// Terms of one stage in shared memory.
+constexpr int stage_terms = PromotedProduct::run_unit;
+/// Stages whose terms the tensor cores sum.
+constexpr int sum_stages = PromotedProduct::sum_terms / stage_terms;
 constexpr int stages = 5;
 /// Shared memory holds atoms: 64 columns of 64 terms, a term's columns in 128 bytes, swizzled by 8 terms.
 constexpr int atom_cols = 64;
@@ -218,7 +220,11 @@ __device__ std::uint64_t matrix_descriptor(std::uint32_t address) {
 
 __device__ void begin_multiplying() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-__device__ void wait_for_products() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
+/// Waits until at most `pending` groups of products are under way.
+template <int pending>
+__device__ void wait_for_products() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
+}
 __device__ void keep(float (&d)[sums_of_a_thread]) {
 #pragma unroll
   for (int i = 0; i < sums_of_a_thread; ++i) {
@@ -330,27 +336,39 @@ __device__ void multiply_stages(const Problem& problem, Work work, std::uint32_t
                                 std::uint32_t block, int group) {
   const int thread = static_cast<int>(threadIdx.x) % group_threads;
   Ring ring;
+  const auto give_back = [&](int stage) {
+    if (thread % 32 < cluster_blocks) {
+      arrive_at_block(barriers.empty(stage), thread % 32);
+    }
+  };
   while (work.next()) {
     float sums[sums_of_a_thread] = {};
-    for (int stage = work.begin; stage < work.end; ++stage) {
+    for (int begin = work.begin; begin < work.end; begin += sum_stages) {
+      const int count = min(sum_stages, work.end - begin);
       float products[sums_of_a_thread];
-      wait_for(barriers.full(ring.stage), ring.parity);
-      const std::uint32_t from = memory + ring.stage * stage_bytes;
-      const std::uint64_t a = matrix_descriptor(from + group * atom_bytes);
-      const std::uint64_t b = matrix_descriptor(from + left_atoms * atom_bytes);
       keep(products);
-      begin_multiplying();
+      int last = 0;
+      for (int i = 0; i < count; ++i) {
+        wait_for(barriers.full(ring.stage), ring.parity);
+        const std::uint32_t from = memory + ring.stage * stage_bytes;
+        const std::uint64_t a = matrix_descriptor(from + group * atom_bytes);
+        const std::uint64_t b = matrix_descriptor(from + left_atoms * atom_bytes);
+        begin_multiplying();
 #pragma unroll
-      for (int k = 0; k < stage_terms / 16; ++k) {
-        multiply<T>(products, a + k * (2048 >> 4), b + k * (2048 >> 4), k > 0);
+        for (int k = 0; k < stage_terms / 16; ++k) {
+          multiply<T>(products, a + k * (2048 >> 4), b + k * (2048 >> 4), i > 0 || k > 0);
+        }
+        commit_products();
+        if (i > 0) {
+          wait_for_products<1>();
+          give_back(last);
+        }
+        last = ring.stage;
+        ring.advance();
       }
-      commit_products();
-      wait_for_products();
+      wait_for_products<0>();
       keep(products);
-      if (thread % 32 < cluster_blocks) {
-        arrive_at_block(barriers.empty(ring.stage), thread % 32);
-      }
-      ring.advance();
+      give_back(last);
 #pragma unroll
       for (int i = 0; i < sums_of_a_thread; ++i) {
         sums[i] += products[i];
@@ -584,7 +602,7 @@ __global__ void __launch_bounds__(split_side* split_rows)
 }
 
 std::int64_t split_part_rows(std::int64_t terms) {
-  return divide_up(terms, std::int64_t{PromotedProduct::sum_terms}) * PromotedProduct::sum_terms;
+  return divide_up(terms, std::int64_t{PromotedProduct::run_unit}) * PromotedProduct::run_unit;
 }
 std::int64_t split_pitch(std::int64_t cols) { return divide_up(cols, 8) * 8; }
 

@@ -16,18 +16,19 @@ struct TermRun {
 /// result[r, c] <- (result[r, c]) + sign · Σ over the runs, Σ_t left[a + t, r] · right[b + t, c].
 ///
 /// Tensor cores add products to a sum by truncating what it cannot hold: a bias that grows with the number of terms,
-/// and a catastrophe for terms that share a sum with massive ones. Here they add up 64 terms at most; these sums are
-/// added in fp32 with rounding to nearest.
+/// and a catastrophe for terms that share a sum with massive ones. Here they add up 128 terms at most; these
+/// sums are added in fp32 with rounding to nearest.
 ///
 /// Terms lie along rows: for XᵀX both operands are X. Row-major, any strides that allows_promoted_product() takes.
 struct PromotedProduct {
-  static constexpr int sum_terms = 64;
+  static constexpr int sum_terms = 128;
+  static constexpr int run_unit = 64;
   static constexpr int most_runs = 6;
   ConstAnyView<2> left;   ///< [., m], f16 or bf16
   ConstAnyView<2> right;  ///< [., n], same dtype
   std::int64_t run_rows = 0;
   int runs = 1;
-  TermRun run[most_runs];       ///< with more than one, run_rows is a multiple of sum_terms
+  TermRun run[most_runs];       ///< with more than one, run_rows is a multiple of run_unit
   TensorView<float, 2> result;  ///< [m, n]
   float sign = 1;
   bool accumulate = false;
@@ -47,7 +48,7 @@ bool allows_promoted_product(const CudaStream& stream, const ConstAnyView<2>& le
 void promoted_product(CudaStream& stream, const PromotedProduct& args);
 
 /// An fp32 matrix as the sum of three bf16 ones, which hold its 24 significant bits: parts one below the other, each
-/// with rows of zeros up to a multiple of sum_terms.
+/// with rows of zeros up to a multiple of run_unit.
 struct SplitMatrix {
   static constexpr int count = 3;
   std::int64_t part_rows = 0;

@@ -67,9 +67,8 @@ void CudaBackend::run(Stream& stream, const RowStatisticsArgs& args) {
                        .scales = args.scales.data,
                        .scales_stride = args.scales.stride,
                        .extra = args.extra ? args.extra->data : nullptr};
-    const RowResults out{.damping_share = args.damping_share.data,
-                         .saturated = args.saturated.data,
-                         .non_finite = args.non_finite.data};
+    const RowResults out{
+        .damping_share = args.damping_share.data, .saturated = args.saturated.data, .non_finite = args.non_finite.data};
     const auto launch = [&]<class T>() {
       measure_rows<T><<<grid_size(args.delta.rows()), threads, 0, own.stream()>>>(
           (1 << args.bits) - 1, Rows<const T>(args.delta), args.delta.cols(), in, out);

@@ -208,9 +208,12 @@ class TileSolver {
     }
   }
 
-  /// One lane a row; lanes without a row compute on what there is.
+  /// One lane a row; lanes without a row compute on what there is. Nothing is stored before the last column is done:
+  /// loads could not run ahead of stores.
   __device__ void solve_step(int low, Step<T>& step) {
-    T corrections[step_columns];
+    T corrections[step_columns];  // then delta
+    T steps[step_columns];        // rounded: q − z; else W̃
+    T errors[step_columns];
 #pragma unroll
     for (int j = 0; j < step_columns; ++j) {
       corrections[j] = low + j >= 0 ? shared_.corrections[lane_][low + j] : T{0};
@@ -224,20 +227,28 @@ class TileSolver {
         const T scale = step.scales[lane_][a];
         const T zero = step.zeros[lane_][a];
         // Clamping rint(w/s) to [−z, highest − z] is clamping the code; s·(q − z) is exact.
-        const T steps =
-            clamp(rounded_quotient(updated, scale, step.reciprocals[lane_][a]), -zero, target_.highest - zero);
-        delta = fma(scale, steps, -original);
-        const auto error = static_cast<double>(fma(scale, steps, -updated) * step.diagonal[a][a]);
-        loss_ = fma(error, error, loss_);
-        step.codes[lane_][a] = static_cast<std::uint8_t>(static_cast<std::int32_t>(steps + zero));
+        steps[a] = clamp(rounded_quotient(updated, scale, step.reciprocals[lane_][a]), -zero, target_.highest - zero);
+        delta = fma(scale, steps[a], -original);
+        errors[a] = fma(scale, steps[a], -updated) * step.diagonal[a][a];
       } else {
+        steps[a] = updated;
         delta = updated - original;
-        step.scales[lane_][a] = updated;
       }
-      step.weights[lane_][a] = delta;
+      corrections[a] = delta;
 #pragma unroll
       for (int b = 0; b < a; ++b) {
         corrections[b] = fma(delta, step.diagonal[a][b], corrections[b]);
+      }
+    }
+#pragma unroll
+    for (int a = step_columns - 1; a >= 0; --a) {
+      step.weights[lane_][a] = corrections[a];
+      if constexpr (Target::rounds) {
+        step.codes[lane_][a] = static_cast<std::uint8_t>(static_cast<std::int32_t>(steps[a] + step.zeros[lane_][a]));
+        const auto error = static_cast<double>(errors[a]);
+        loss_ = fma(error, error, loss_);
+      } else {
+        step.scales[lane_][a] = steps[a];
       }
     }
   }

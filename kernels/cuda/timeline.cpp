@@ -11,9 +11,18 @@ namespace {
 /// Work between two marks: few enough for a watchdog, many enough for their cost (about 1 us) not to matter.
 constexpr std::uint64_t work_per_mark = 16;
 
-UniqueStream make_stream() {
+UniqueStream make_stream(StreamPriority priority) {
+  int least = 0;
+  int greatest = 0;
+  check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "asking for priorities of streams");
+  int value = least;  // lower numbers go first
+  if (priority == StreamPriority::urgent) {
+    value = greatest;
+  } else if (priority == StreamPriority::normal) {
+    value = std::max(greatest, least - 1);
+  }
   cudaStream_t stream = nullptr;
-  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "creating a stream");
+  check(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, value), "creating a stream");
   return UniqueStream(stream);
 }
 
@@ -62,7 +71,8 @@ std::vector<Place> Gpu::unfinished() {
   return places;
 }
 
-Timeline::Timeline(std::shared_ptr<Gpu> gpu) : gpu_(std::move(gpu)), stream_(make_stream()) {}
+Timeline::Timeline(std::shared_ptr<Gpu> gpu, StreamPriority priority)
+    : gpu_(std::move(gpu)), stream_(make_stream(priority)) {}
 
 void Timeline::advance() {
   const std::lock_guard lock(mutex_);

@@ -60,13 +60,16 @@ class Gpu {
   std::vector<std::weak_ptr<Timeline>> timelines_;
 };
 
+/// Which stream's blocks the GPU takes first where several wait for room.
+enum class StreamPriority : std::uint8_t { background, normal, urgent };
+
 /// Work of one stream, numbered 1, 2, ... as it is enqueued. Thread-safe.
 ///
 /// Marks (CUDA events) follow every few pieces of work: waiting goes from mark to mark, and each one that is passed
 /// ticks the progress counter, so that a watchdog sees the device work while the host waits.
 class Timeline {
  public:
-  explicit Timeline(std::shared_ptr<Gpu> gpu);
+  explicit Timeline(std::shared_ptr<Gpu> gpu, StreamPriority priority = StreamPriority::normal);
 
   cudaStream_t stream() const { return stream_.get(); }
   Gpu& gpu() const { return *gpu_; }

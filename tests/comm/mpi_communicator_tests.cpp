@@ -1,8 +1,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
+#include <thread>
+
 #include "comm/communicator.hpp"
 #include "comm/nccl/nccl_communicator.hpp"
+#include "comm/tree_reduction.hpp"
 #include "tests/comm/mpi_main.hpp"
 #include "tests/comm/tree_fixture.hpp"
 
@@ -104,6 +108,14 @@ TEST_F(CommunicatorTest, DoesNotMixWithItsGroup) {
   EXPECT_THAT(got, Each(before));
 }
 
+/// One tree's sum to its owner, nothing else meanwhile.
+void reduce_tree(Communicator& communicator, Stream& stream, TreeSum& tree, int owner, AnyView<2> result) {
+  TreeReduction reduction(communicator);
+  reduction.add(tree, owner, result, "panel");
+  reduction.start(stream, "panel");
+  reduction.finish(stream, tree);
+}
+
 template <class T>
 void expect_tree_bits(Communicator& communicator, int leaves, int owner) {
   constexpr Shape<2> shape{9, 13};
@@ -116,7 +128,7 @@ void expect_tree_bits(Communicator& communicator, int leaves, int owner) {
     std::vector<T> memory(9 * 20, T{-7});
     const TensorView<T, 2> result(memory.data(), shape, 20);
 
-    communicator.reduce_tree(stream, tree, owner, result, "panel");
+    reduce_tree(communicator, stream, tree, owner, result);
 
     EXPECT_TRUE(tree.nodes().empty());
     if (communicator.rank() == owner) {
@@ -134,7 +146,7 @@ void expect_tree_bits(Communicator& communicator, int leaves, int owner) {
   EXPECT_EQ(heap.alive, 0);
 }
 
-TEST_F(CommunicatorTest, ReduceTreeGivesTheSameBitsAtAnyRankCount) {
+TEST_F(CommunicatorTest, TreeReductionGivesTheSameBitsAtAnyRankCount) {
   for (const int leaves : {1, 2, 8, 16}) {
     for (int owner = 0; owner < size; ++owner) {
       SCOPED_TRACE(fmt::format("{} leaves, owner {}", leaves, owner));
@@ -144,7 +156,7 @@ TEST_F(CommunicatorTest, ReduceTreeGivesTheSameBitsAtAnyRankCount) {
   }
 }
 
-TEST_F(CommunicatorTest, ReduceTreeMayBeRepeatedWithTheSameBuffers) {
+TEST_F(CommunicatorTest, TreeReductionMayBeRepeatedWithTheSameBuffers) {
   Heap heap;
   TreeSum tree(test::operations_on(heap), DType::f32, {4, 6}, 8);
   const auto mine = leaves_of(rank, size, 8);
@@ -155,7 +167,7 @@ TEST_F(CommunicatorTest, ReduceTreeMayBeRepeatedWithTheSameBuffers) {
     test::push_leaves<float>(stream, tree, mine);
     std::vector<float> result(24);
 
-    communicator->reduce_tree(stream, tree, 0, TensorView<float, 2>(result.data(), shape), "panel");
+    reduce_tree(*communicator, stream, tree, 0, TensorView<float, 2>(result.data(), shape));
 
     if (rank == 0) {
       result.resize(static_cast<std::size_t>(shape[0] * 6));
@@ -168,15 +180,86 @@ TEST_F(CommunicatorTest, ReduceTreeMayBeRepeatedWithTheSameBuffers) {
   EXPECT_EQ(heap.most, most);
 }
 
-TEST_F(CommunicatorTest, ReduceTreeNeedsAllOwnLeaves) {
+TEST_F(CommunicatorTest, TreesOfSeveralOwnersTravelTogetherWhileTheNextOnesGrow) {
+  Heap heap;
+  TreeSum tree(test::operations_on(heap), DType::f32, {6, 5}, 8);
+  const auto mine = leaves_of(rank, size, 8);
+  const auto shape_of = [](int k) { return Shape<2>{6 - k, 5}; };
+  std::vector<std::vector<float>> results(6, std::vector<float>(30));
+  TreeReduction on_the_way(*communicator);
+  for (int k = 0; k < 6;) {
+    TreeReduction next(*communicator);
+    for (const int end = std::min(6, k + size); k < end; ++k) {
+      tree.restart(shape_of(k));
+      test::push_leaves<float>(stream, tree, mine);
+      const auto at = static_cast<std::size_t>(k);
+      next.add(tree, k % size, TensorView<float, 2>(results[at].data(), shape_of(k)), "panel");
+    }
+    next.start(stream, "panels");
+    on_the_way.finish(stream, tree);
+    on_the_way = std::move(next);
+  }
+  on_the_way.finish(stream, tree);
+
+  for (int k = 0; k < 6; ++k) {
+    auto& result = results[static_cast<std::size_t>(k)];
+    if (k % size == rank) {
+      result.resize(static_cast<std::size_t>((6 - k) * 5));
+      EXPECT_EQ(result, test::naive_tree<float>(0, 8, shape_of(k)));
+    } else {
+      EXPECT_THAT(result, Each(0.0f));
+    }
+  }
+}
+
+TEST_F(CommunicatorTest, ExchangesMessagesWithAllRanksAtOnce) {
+  const auto count = static_cast<std::size_t>(size);
+  std::vector<int> sent(count);
+  std::vector<int> got(count, -1);
+  std::vector<Outgoing> sends;
+  std::vector<Incoming> receives;
+  for (int peer = 0; peer < size; ++peer) {
+    const auto at = static_cast<std::size_t>(peer);
+    sent[at] = 100 * rank + peer;
+    if (peer != rank) {
+      sends.push_back({.peer = peer, .data = &sent[at], .bytes = 4});
+      receives.push_back({.peer = peer, .data = &got[at], .bytes = 4});
+    }
+  }
+
+  communicator->exchange(stream, sends, receives, "test").wait();
+
+  for (int peer = 0; peer < size; ++peer) {
+    EXPECT_EQ(got[static_cast<std::size_t>(peer)], peer == rank ? -1 : 100 * peer + rank);
+  }
+  EXPECT_EQ(communicator->totals().bytes, 8 * (size - 1));
+}
+
+TEST_F(CommunicatorTest, CountsTheTimeThatTransfersTake) {
+  if (rank == 0) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(30));
+  }
+  int value = 0;
+
+  communicator->broadcast(stream, &value, sizeof(value), 0, "test").wait();
+
+  const auto totals = communicator->totals();
+  EXPECT_EQ(totals.bytes, size > 1 ? 4 : 0);
+  EXPECT_LE(totals.exposed_seconds, totals.seconds);
+  if (rank != 0) {
+    EXPECT_GE(totals.exposed_seconds, 0.01);
+  }
+}
+
+TEST_F(CommunicatorTest, TreeReductionNeedsAllOwnLeaves) {
   Heap heap;
   TreeSum tree(test::operations_on(heap), DType::f32, {2, 2}, 8);
   float result[4];
   const TensorView<float, 2> view(result, {2, 2});
   test::push_leaves<float>(stream, tree, {.first = leaves_of(rank, size, 8).first, .count = 1});
 
-  EXPECT_THROW(communicator->reduce_tree(stream, tree, 0, view, "panel"), Error);
-  EXPECT_THROW(communicator->reduce_tree(stream, tree, size, view, "panel"), Error);
+  EXPECT_THROW(reduce_tree(*communicator, stream, tree, 0, view), Error);
+  EXPECT_THROW(reduce_tree(*communicator, stream, tree, size, view), Error);
 }
 
 TEST(Nccl, IsAbsentWithAMessageOrRefusesHostMemory) {

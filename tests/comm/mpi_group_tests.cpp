@@ -263,6 +263,15 @@ TEST_F(GroupTest, ADroppedReceiveIsWithdrawn) {
   sending.wait();
 }
 
+TEST_F(GroupTest, WaitsForWhatOthersDoByOtherMeans) {
+  int polls = 0;
+
+  group->wait_until("test", [&] { return ++polls == 5; });
+
+  EXPECT_EQ(polls, 5);
+  EXPECT_THROW(group->wait_until("test", []() -> bool { throw Error(ErrorKind::io, "gone"); }), Error);
+}
+
 TEST_F(GroupTest, RefusesRanksOutsideTheGroup) {
   std::vector<std::byte> bytes(4);
 

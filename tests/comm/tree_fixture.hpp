@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <random>
 #include <vector>
 
@@ -50,6 +51,13 @@ inline TreeOperations operations_on(Heap& heap) {
           .add =
               [](Stream&, AnyView<2> dst, ConstAnyView<2> src) {
                 dst.dtype == DType::f32 ? add_matrices<float>(dst, src) : add_matrices<double>(dst, src);
+              },
+          .copy =
+              [](Stream&, AnyView<2> dst, ConstAnyView<2> src) {
+                for (std::int64_t row = 0; row < src.rows(); ++row) {
+                  std::memcpy(dst.slice_rows(row, 1).data, src.slice_rows(row, 1).data,
+                              static_cast<std::size_t>(src.cols() * size_of(src.dtype)));
+                }
               }};
 }
 

@@ -23,6 +23,10 @@ class LocalGroup final : public comm::Group {
   comm::Request ireceive(std::span<std::byte>, int, std::string_view) override { return no_peer(); }
   comm::Request ibroadcast(std::span<std::byte>, int, std::string_view) override { return {}; }
   std::unique_ptr<Group> split(int, int) override { return std::make_unique<LocalGroup>(); }
+  void wait_until(std::string_view, const std::function<bool()>& done) override {
+    while (!done()) {
+    }
+  }
 
  private:
   static comm::Request no_peer() { throw Error(ErrorKind::internal, "a team of one rank has no peers"); }
@@ -30,19 +34,15 @@ class LocalGroup final : public comm::Group {
 
 class LocalCommunicator final : public comm::Communicator {
  public:
-  explicit LocalCommunicator(Backend& backend) : backend_(backend) {}
   int rank() const override { return 0; }
   int size() const override { return 1; }
   comm::Pending broadcast(Stream&, void*, std::int64_t, int, std::string_view) override { return {}; }
-  comm::Pending send(Stream&, const void*, std::int64_t, int, std::string_view) override { return {}; }
-  comm::Pending receive(Stream&, void*, std::int64_t, int, std::string_view) override { return {}; }
-  void all_gather(Stream&, void*, std::span<const comm::Part>, std::string_view) override {}
-
- private:
-  void copy(Stream& stream, AnyView<2> dst, ConstAnyView<2> src) override {
-    backend_.convert(stream, {.x = src, .y = dst});
+  comm::Pending exchange(Stream&, std::span<const comm::Outgoing>, std::span<const comm::Incoming>,
+                         std::string_view) override {
+    return {};
   }
-  Backend& backend_;
+  void all_gather(Stream&, void*, std::span<const comm::Part>, std::string_view) override {}
+  comm::TransferTotals totals() override { return {}; }
 };
 
 /// A CPU backend and whatever else a Team refers to.
@@ -57,7 +57,7 @@ class LocalTeam {
  private:
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<Stream> stream_ = backend_->create_stream();
-  LocalCommunicator communicator_{*backend_};
+  LocalCommunicator communicator_;
   LocalGroup group_;
   Team team_{*backend_, *stream_, communicator_, group_};
 };

@@ -65,6 +65,13 @@ TEST(Identity, StagesDoNotMatter) {
       many_pieces);
 }
 
+TEST(Identity, FloatActivationsOnRanksAndStages) {
+  auto settings = many_pieces;
+  settings["--propagate"] = "float";
+  expect_same_bytes({{1, {}}, {2, {}}, {2, {{"--stages", "2"}}}, {4, {{"--stages", "2"}}}, {3, {{"--stages", "3"}}}},
+                    settings);
+}
+
 TEST(Identity, OneLeafMoreThanARankOrAsManyAsSamplesDoNotMatter) {
   expect_same_bytes({{1, {}}, {2, {}}, {4, {}}}, {{"--hessian-leaves", "4"}});
   expect_same_bytes({{1, {}}, {3, {}}}, {{"--hessian-leaves", "16"}});
@@ -162,7 +169,8 @@ TEST(Identity, SettingsThatMatterGiveOtherBytes) {
   expect_success(1, quick_run(folder / "base"));
   const auto base = bytes_of_run(folder / "base");
   int number = 0;
-  for (const auto& [name, value] : Options{{"--damping", "0.02"}, {"--samples", "15"}, {"--clip", "none"}}) {
+  for (const auto& [name, value] :
+       Options{{"--damping", "0.02"}, {"--samples", "15"}, {"--clip", "none"}, {"--propagate", "float"}}) {
     const auto out = folder / fmt::format("other-{}", number++);
     expect_success(1, quick_run(out, {{name, value}}));
 

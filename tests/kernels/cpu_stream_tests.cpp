@@ -45,6 +45,22 @@ class CpuStreams : public ::testing::Test {
   CpuStream second_{clock_};
 };
 
+TEST_F(CpuStreams, CountsTheTimeBetweenTheEndOfItsWorkAndMoreWork) {
+  const auto pause = std::chrono::milliseconds(20);
+  first_.enqueue([&] { std::this_thread::sleep_for(pause); });
+  first_.synchronize();
+  const double busy = first_.idle_seconds();
+  std::this_thread::sleep_for(pause);
+  first_.enqueue([] {});
+  const double idle = first_.idle_seconds();
+  std::this_thread::sleep_for(pause);
+  first_.synchronize();
+
+  EXPECT_LT(busy, 0.01);
+  EXPECT_GE(idle, 0.02);
+  EXPECT_LT(first_.idle_seconds(), idle + 0.01);  // work enqueued and not waited for is no idleness
+}
+
 TEST_F(CpuStreams, RunsInOrder) {
   std::vector<int> order;
   for (int i = 0; i < 100; ++i) {

@@ -23,10 +23,10 @@ std::vector<float> download(Backend& backend, Stream& stream, ConstAnyView<2> vi
 
 BlockWeights load_block(Backend& backend, Stream& stream, const io::CheckpointReader& tensors, const ModelSpec& model,
                         const BlockSpec& block) {
-  const auto host = read_host_block(tensors, block, {}, [] {});
-  const Buffer raw = backend.allocate(std::ssize(host.data));
-  backend.copy_to_device(stream, raw.data(), host.data.data(), raw.bytes());
-  BlockWeights weights(backend, stream, block, host.tensors, raw, model.dtype, 0);
+  const auto image = block_image(tensors, block, {});
+  const Buffer raw = backend.allocate(image.bytes);
+  fill_buffer(backend, stream, raw, image.pieces, [] {});
+  BlockWeights weights(backend, stream, block, image.tensors, raw, model.dtype, 0);
   stream.synchronize();
   return weights;
 }

@@ -1,18 +1,14 @@
-#include "pipeline/host_block.hpp"
+#include "pipeline/block_image.hpp"
 
 #include <algorithm>
 #include <cstring>
 #include <nlohmann/json.hpp>
-
-#include "pipeline/run_parallel.hpp"
 
 namespace gptqd::pipeline {
 
 namespace {
 
 constexpr std::int64_t alignment = 256;
-constexpr std::int64_t piece_bytes = std::int64_t{32} << 20;
-constexpr int reading_threads = 4;
 
 /// Index of the first element whose exponent is all ones, or -1.
 template <class Word>
@@ -37,52 +33,70 @@ std::int64_t first_not_finite(std::span<const std::byte> data, Word exponent_mas
   return -1;
 }
 
-/// Lays tensors out one after another, then fills them.
+/// Throws Error (input) naming the first element of a floating tensor that is not finite.
+/// @param data   a part of the tensor
+/// @param first  the element that the part begins with
+void require_finite(std::string_view name, DType dtype, const std::vector<std::int64_t>& shape,
+                    std::span<const std::byte> data, std::int64_t first) {
+  std::int64_t index = -1;
+  switch (dtype) {
+    case DType::f32:
+      index = first_not_finite<std::uint32_t>(data, 0x7f800000u);
+      break;
+    case DType::f16:
+      index = first_not_finite<std::uint16_t>(data, 0x7c00u);
+      break;
+    case DType::bf16:
+      index = first_not_finite<std::uint16_t>(data, 0x7f80u);
+      break;
+    default:
+      break;
+  }
+  if (index >= 0) {
+    index += first;
+    const std::int64_t width = shape.empty() ? 1 : shape.back();
+    throw Error(ErrorKind::input, fmt::format("tensor {} [{}] is not finite at row {}, column {}; the checkpoint is "
+                                              "damaged or was trained into overflow: get it again",
+                                              name, fmt::join(shape, ", "), index / width, index % width));
+  }
+}
+
+/// Lays tensors out one after another.
 class Builder {
  public:
-  using Fill = std::function<void(std::span<std::byte>)>;
-
-  /// @param fill  of the bytes [first, first + size) of the tensor
-  void add_piece(std::int64_t first, std::int64_t size, Fill fill) {
-    pieces_.push_back({.offset = tensors_.back().offset + first, .bytes = size, .fill = std::move(fill)});
+  void add_from_file(const io::CheckpointReader& tensors, const std::string& name) {
+    const io::TensorInfo& info = tensors.at(name);
+    add(name, info.dtype, info.shape);
+    auto pieces = pieces_of(tensors, info, image_.tensors.back().offset);
+    std::move(pieces.begin(), pieces.end(), std::back_inserter(image_.pieces));
   }
   void add(const std::string& name, DType dtype, const std::vector<std::int64_t>& shape) {
     BlockTensor tensor{.name = name, .dtype = dtype, .shape = shape};
-    tensor.offset = (end_ + alignment - 1) / alignment * alignment;
-    end_ = tensor.offset + tensor.bytes();
-    tensors_.push_back(std::move(tensor));
+    tensor.offset = (image_.bytes + alignment - 1) / alignment * alignment;
+    image_.bytes = tensor.offset + tensor.bytes();
+    image_.tensors.push_back(std::move(tensor));
   }
   template <class T>
   void add(const std::string& name, std::vector<T> values, const std::vector<std::int64_t>& shape) {
     add(name, dtype_of<T>, shape);
-    const auto bytes = tensors_.back().bytes();
-    require(bytes == std::ssize(values) * static_cast<std::int64_t>(sizeof(T)),
-            "host block: " + name + " has another size than its shape");
-    add_piece(0, bytes, [values = std::move(values)](std::span<std::byte> target) {
-      std::memcpy(target.data(), values.data(), target.size());
-    });
+    const BlockTensor& tensor = image_.tensors.back();
+    require(tensor.bytes() == std::ssize(values) * static_cast<std::int64_t>(sizeof(T)),
+            "block image: " + name + " has another size than its shape");
+    const auto shared = std::make_shared<const std::vector<T>>(std::move(values));
+    for (std::int64_t first = 0; first < tensor.bytes(); first += fill_piece_bytes) {
+      image_.pieces.push_back({.offset = tensor.offset + first,
+                               .bytes = std::min(fill_piece_bytes, tensor.bytes() - first),
+                               .fill = [shared, first](std::span<std::byte> target) {
+                                 const auto all = std::as_bytes(std::span(*shared));
+                                 std::memcpy(target.data(), all.data() + first, target.size());
+                               }});
+    }
   }
 
-  HostBlock build(const std::function<void()>& tick) && {
-    HostBlock block{.tensors = std::move(tensors_), .data = HostBytes(static_cast<std::size_t>(end_))};
-    run_parallel(std::ssize(pieces_), reading_threads, [&](std::int64_t i) {
-      const auto& piece = pieces_[static_cast<std::size_t>(i)];
-      piece.fill(
-          std::span(block.data).subspan(static_cast<std::size_t>(piece.offset), static_cast<std::size_t>(piece.bytes)));
-      tick();
-    });
-    return block;
-  }
+  BlockImage build() && { return std::move(image_); }
 
  private:
-  struct Piece {
-    std::int64_t offset = 0;
-    std::int64_t bytes = 0;
-    Fill fill;
-  };
-  std::vector<BlockTensor> tensors_;
-  std::vector<Piece> pieces_;
-  std::int64_t end_ = 0;
+  BlockImage image_;
 };
 
 /// [groups, rows] as the artifact stores them -> [rows, groups] as kernels read them.
@@ -127,7 +141,7 @@ std::int64_t BlockTensor::bytes() const {
   return count * size_of(dtype);
 }
 
-std::string HostBlock::layout() const {
+std::string BlockImage::layout() const {
   nlohmann::json list = nlohmann::json::array();
   for (const auto& tensor : tensors) {
     list.push_back({tensor.name, gptqd::name_of(tensor.dtype), tensor.shape, tensor.offset});
@@ -135,7 +149,7 @@ std::string HostBlock::layout() const {
   return list.dump();
 }
 
-std::vector<BlockTensor> HostBlock::parse_layout(const std::string& layout) {
+std::vector<BlockTensor> BlockImage::parse_layout(const std::string& layout) {
   std::vector<BlockTensor> tensors;
   for (const auto& entry : nlohmann::json::parse(layout)) {
     tensors.push_back({.name = entry.at(0),
@@ -146,61 +160,38 @@ std::vector<BlockTensor> HostBlock::parse_layout(const std::string& layout) {
   return tensors;
 }
 
-void require_finite(std::string_view name, DType dtype, const std::vector<std::int64_t>& shape,
-                    std::span<const std::byte> data, std::int64_t first) {
-  std::int64_t index = -1;
-  switch (dtype) {
-    case DType::f32:
-      index = first_not_finite<std::uint32_t>(data, 0x7f800000u);
-      break;
-    case DType::f16:
-      index = first_not_finite<std::uint16_t>(data, 0x7c00u);
-      break;
-    case DType::bf16:
-      index = first_not_finite<std::uint16_t>(data, 0x7f80u);
-      break;
-    default:
-      break;
+std::vector<FillPiece> pieces_of(const io::CheckpointReader& tensors, const io::TensorInfo& info, std::int64_t offset) {
+  std::vector<FillPiece> pieces;
+  for (std::int64_t first = 0; first < info.bytes; first += fill_piece_bytes) {
+    pieces.push_back({.offset = offset + first,
+                      .bytes = std::min(fill_piece_bytes, info.bytes - first),
+                      .fill = [&tensors, &info, first](std::span<std::byte> target) {
+                        tensors.read_range(info, first, target);
+                        require_finite(info.name, info.dtype, info.shape, target, first / size_of(info.dtype));
+                      }});
   }
-  if (index >= 0) {
-    index += first;
-    const std::int64_t width = shape.empty() ? 1 : shape.back();
-    throw Error(ErrorKind::input, fmt::format("tensor {} [{}] is not finite at row {}, column {}; the checkpoint is "
-                                              "damaged or was trained into overflow: get it again",
-                                              name, fmt::join(shape, ", "), index / width, index % width));
-  }
+  return pieces;
 }
 
-HostBlock read_host_block(const io::CheckpointReader& tensors, const BlockSpec& block, const PackedSource& packed,
-                          const std::function<void()>& tick) {
+BlockImage block_image(const io::CheckpointReader& tensors, const BlockSpec& block, const PackedSource& packed) {
   Builder builder;
-  const auto add_from_file = [&](const std::string& name) {
-    const io::TensorInfo& info = tensors.at(name);
-    builder.add(name, info.dtype, info.shape);
-    for (std::int64_t first = 0; first < info.bytes; first += piece_bytes) {
-      builder.add_piece(first, std::min(piece_bytes, info.bytes - first), [&, first](std::span<std::byte> target) {
-        tensors.read_range(info, first, target);
-        require_finite(info.name, info.dtype, info.shape, target, first / size_of(info.dtype));
-      });
-    }
-  };
   for (const auto& norm : block.norms()) {
-    add_from_file(norm.weight_name());
+    builder.add_from_file(tensors, norm.weight_name());
     if (norm.has_bias()) {
-      add_from_file(norm.bias_name());
+      builder.add_from_file(tensors, norm.bias_name());
     }
   }
   for (const auto& linear : block.linears()) {
     if (const auto found = packed ? packed(linear.module) : std::nullopt) {
       add_packed(builder, linear, *found);
     } else {
-      add_from_file(linear.weight_name());
+      builder.add_from_file(tensors, linear.weight_name());
     }
     if (linear.bias) {
-      add_from_file(linear.bias_name());
+      builder.add_from_file(tensors, linear.bias_name());
     }
   }
-  return std::move(builder).build(tick);
+  return std::move(builder).build();
 }
 
 }  // namespace gptqd::pipeline

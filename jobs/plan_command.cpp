@@ -1,0 +1,256 @@
+#include <algorithm>
+#include <filesystem>
+
+#include "comm/world.hpp"
+#include "io/json_file.hpp"
+#include "io/model_lookup.hpp"
+#include "jobs/commands.hpp"
+#include "jobs/console.hpp"
+#include "pipeline/cost_model.hpp"
+#include "pipeline/source.hpp"
+#include "pipeline/synthetic.hpp"
+
+namespace gptqd::jobs {
+
+namespace po = boost::program_options;
+
+namespace {
+
+constexpr const char* usage = R"(Usage: gptq-dist plan --model NAME|DIR [options]
+       gptq-dist plan --measured REPORT.json... [--model NAME|DIR]
+
+How long a quantization takes on GPUs, and how much memory a rank needs, at several numbers of ranks, without running
+it. The rates are an H200's, or such that they fit the reports of runs on one rank (WORK/report.json). With reports: also
+what the runs took, rank by rank, against what was predicted. Needs neither MPI nor a GPU.
+)";
+
+struct Machine {
+  pipeline::MachineRates rates;
+  pipeline::Calibration calibration;
+};
+
+/// A number of ranks with a plan: what it takes.
+struct Prediction {
+  pipeline::BlockCost cost;
+  pipeline::RankMemory memory;
+};
+
+std::int64_t element_bytes(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
+
+pipeline::BlockCost predict(const pipeline::ModelSpec& model, const pipeline::Plan& plan, const Machine& machine,
+                            int bits) {
+  return machine.calibration.apply(pipeline::block_cost(model.blocks.front(), plan, machine.rates, bits));
+}
+
+pipeline::Plan plan_of(const pipeline::ModelSpec& model, const pipeline::MeasuredRun& run) {
+  return pipeline::make_plan(model, {.ranks = run.ranks,
+                                     .stages = run.stages,
+                                     .samples = run.samples,
+                                     .seqlen = run.seqlen,
+                                     .micro_batch_tokens = run.micro_batch_samples * run.seqlen,
+                                     .partition = run.partition});
+}
+
+pipeline::ModelSpec model_named(const std::string& name) {
+  return pipeline::open_source(pipeline::is_synthetic(name) ? std::filesystem::path(name) : io::find_model(name)).model;
+}
+
+std::string stage_headings() {
+  std::string line;
+  for (const auto& stage : pipeline::block_stages) {
+    line += fmt::format(" {:>7}", stage.name);
+  }
+  return line;
+}
+
+std::string stage_seconds(const pipeline::BlockCost& cost) {
+  std::string line;
+  for (const auto& stage : pipeline::block_stages) {
+    line += fmt::format(" {:7.3f}", cost.*stage.seconds);
+  }
+  return line;
+}
+
+/// The run on one rank of the same model and settings, for speed-ups.
+const pipeline::MeasuredRun* alone(const std::vector<pipeline::MeasuredRun>& runs, const pipeline::MeasuredRun& of) {
+  const auto same = std::find_if(runs.begin(), runs.end(), [&](const pipeline::MeasuredRun& run) {
+    return run.ranks == 1 && run.model == of.model && run.samples == of.samples && run.seqlen == of.seqlen &&
+           run.partition.to_json() == of.partition.to_json();
+  });
+  return same == runs.end() ? nullptr : &*same;
+}
+
+void print_measured(const std::vector<pipeline::MeasuredRun>& runs, const std::vector<pipeline::ModelSpec>& models,
+                    const Machine& machine) {
+  fmt::print(
+      "Measured: seconds a block, means over blocks and ranks; block is the slowest rank's, from block to block\n");
+  fmt::print("{:32} {:>5} {:>6} {:>7}{} | {:>7} {:>10} | {:>9} {:>6} | {:>7} {:>7}\n", "model", "ranks", "tile",
+             "block", stage_headings(), "speedup", "efficiency", "predicted", "error", "GB", "predict");
+  for (std::size_t i = 0; i < runs.size(); ++i) {
+    const auto& run = runs[i];
+    const auto plan = plan_of(models[i], run);
+    const double predicted = predict(models[i], plan, machine, run.bits).total();
+    const auto memory = pipeline::rank_memory(models[i], plan, element_bytes(models[i].dtype));
+    const auto* base = alone(runs, run);
+    const double speedup = base == nullptr ? 0.0 : base->wall / run.wall;
+    fmt::print("{:32} {:5} {:6} {:7.3f}{} | {:7} {:>10} | {:9.3f} {:+5.1f}% | {:7.2f} {:7.2f}\n", run.model, run.ranks,
+               run.partition.row_tile, run.wall, stage_seconds(run.mean),
+               base == nullptr ? std::string("-") : fmt::format("{:.2f}x", speedup),
+               base == nullptr ? std::string("-") : fmt::format("{:.1f} %", 100 * speedup / run.ranks), predicted,
+               100 * (predicted / run.wall - 1), static_cast<double>(run.peak_bytes) / 1e9,
+               static_cast<double>(memory.total()) / 1e9);
+  }
+  fmt::print(
+      "\nMeasured, rank by rank: seconds a block. idle: its stream was empty; exposed: its stream stood still for\n"
+      "transfers; transfers: time that some were under way, and the rate of their bytes meanwhile\n");
+  fmt::print("{:32} {:>5} {:>4} {:>7} {:>7} {:>7} {:>9} {:>7} {:>7} {:>7}\n", "model", "ranks", "rank", "block", "idle",
+             "exposed", "transfers", "GB/s", "load", "write");
+  for (const auto& run : runs) {
+    for (std::size_t r = 0; r < run.by_rank.size(); ++r) {
+      const auto& rank = run.by_rank[r];
+      fmt::print("{:32} {:5} {:4} {:7.3f} {:7.4f} {:7.4f} {:9.4f} {:7.1f} {:7.4f} {:7.4f}\n", run.model, run.ranks, r,
+                 rank.wall, rank.idle, rank.exposed_transfers, rank.transfers,
+                 rank.transfers > 0 ? rank.transfer_bytes / rank.transfers / 1e9 : 0.0, rank.load, rank.write);
+    }
+  }
+}
+
+void print_predictions(const std::string& name, const pipeline::ModelSpec& model, const pipeline::PlanRequest& request,
+                       const std::vector<int>& ranks, const Machine& machine, int bits, double read_bytes) {
+  const auto blocks = static_cast<double>(model.blocks.size());
+  fmt::print("\n{}: {} blocks, {:.1f} M weights in linears, {} x {} tokens, {} bits{}\n", name, model.blocks.size(),
+             static_cast<double>(model.parameters()) / 1e6, request.samples, request.seqlen, bits,
+             machine.calibration.empty() ? "; rates of an NVIDIA H200" : "; rates fitted to the runs on one rank");
+  fmt::print("{:>5} {:>7}{} {:>8} | {:>8} {:>7} {:>10} | {:>8} {:>8}\n", "ranks", "block", stage_headings(), "exchange",
+             "model", "speedup", "efficiency", "GB", "of cols²");
+  double one = 0;
+  for (const int count : ranks) {
+    auto asked = request;
+    asked.ranks = count;
+    const auto plan = pipeline::make_plan(model, asked);
+    const auto cost = predict(model, plan, machine, bits);
+    const auto memory = pipeline::rank_memory(model, plan, element_bytes(model.dtype));
+    if (one == 0) {
+      asked.ranks = request.stages;
+      one = predict(model, pipeline::make_plan(model, asked), machine, bits).total() * request.stages;
+    }
+    const double speedup = one / request.stages / cost.total();
+    fmt::print("{:5} {:7.3f}{} {:8.3f} | {:>8} {:6.2f}x {:8.1f} % | {:8.2f} {:8.2f}{}\n", count, cost.total(),
+               stage_seconds(cost), cost.exchange, human_seconds(cost.total() * blocks), speedup,
+               100 * speedup * request.stages / count, static_cast<double>(memory.total()) / 1e9,
+               static_cast<double>(memory.square) / 1e9, plan.leaves_raised ? "  (more leaves: other bytes)" : "");
+  }
+  const auto model_bytes = static_cast<double>(model.parameters()) * static_cast<double>(element_bytes(model.dtype));
+  fmt::print("Beside this, overlapped where it is shorter: {} to read at {:.1f} GB/s take {}\n",
+             human_bytes(static_cast<std::int64_t>(model_bytes)), read_bytes / 1e9,
+             human_seconds(model_bytes / read_bytes));
+}
+
+double positive(const CommandLine& line, const std::string& option) {
+  const auto value = line.get<double>(option);
+  if (!(value > 0)) {
+    throw Error(ErrorKind::usage, fmt::format("--{} {}: expected a positive number", option, value));
+  }
+  return value;
+}
+
+std::int64_t positive_count(const CommandLine& line, const std::string& option) {
+  const auto value = line.get<std::int64_t>(option);
+  if (value <= 0) {
+    throw Error(ErrorKind::usage, fmt::format("--{} {}: expected a positive number", option, value));
+  }
+  return value;
+}
+
+po::options_description plan_options() {
+  constexpr pipeline::MachineRates rates;
+  po::options_description options("Plan", 100, 50);
+  options.add_options()("model", po::value<std::string>()->value_name("NAME|DIR"),
+                        "as for quantize; synthetic:NAME for a known shape")(
+      "measured", po::value<std::vector<std::string>>()->multitoken()->value_name("REPORT..."),
+      "reports of runs, to fit the rates to and to compare with")(
+      "ranks", po::value<std::vector<int>>()->multitoken()->value_name("N..."),
+      "numbers of GPUs; default 1 2 4 8 16 64")("stages", po::value<std::int64_t>()->default_value(1)->value_name("N"),
+                                                "as for quantize")(
+      "samples", po::value<std::int64_t>()->default_value(128)->value_name("N"), "calibration windows")(
+      "seqlen", po::value<std::int64_t>()->default_value(2048)->value_name("N"), "tokens a window")(
+      "bits", po::value<std::int64_t>()->default_value(4)->value_name("N"), "bits a weight")(
+      "hessian-leaves", po::value<std::int64_t>()->default_value(8)->value_name("N"), "as for quantize")(
+      "panel-columns", po::value<std::int64_t>()->default_value(gpu_pieces.panel_columns)->value_name("N"),
+      "as for quantize")("row-tile", po::value<std::int64_t>()->default_value(gpu_pieces.row_tile)->value_name("N"),
+                         "as for quantize")(
+      "link", po::value<double>()->default_value(rates.link_bytes / 1e9)->value_name("GB/s"),
+      "between the GPUs of a node, one direction")(
+      "node-link", po::value<double>()->default_value(rates.node_link_bytes / 1e9)->value_name("GB/s"),
+      "between nodes, a GPU's share")("gpus-per-node",
+                                      po::value<std::int64_t>()->default_value(rates.gpus_per_node)->value_name("N"),
+                                      "GPUs that a node's own links join")(
+      "read", po::value<double>()->default_value(2)->value_name("GB/s"), "rate at which weights are read");
+  return options;
+}
+
+}  // namespace
+
+int plan_command(const Arguments& arguments) {
+  CommandLine line("plan", usage);
+  line.add(plan_options());
+  if (!line.parse(arguments)) {
+    return 0;
+  }
+  if (!line.has("model") && !line.has("measured")) {
+    throw Error(ErrorKind::usage, "give --model or --measured; see gptq-dist plan --help");
+  }
+  Machine machine;
+  machine.rates.link_bytes = positive(line, "link") * 1e9;
+  machine.rates.node_link_bytes = positive(line, "node-link") * 1e9;
+  machine.rates.gpus_per_node = static_cast<int>(positive_count(line, "gpus-per-node"));
+  std::vector<int> ranks{1, 2, 4, 8, 16, 64};
+  if (line.has("ranks")) {
+    ranks = line.get<std::vector<int>>("ranks");
+  }
+  pipeline::PlanRequest request{.stages = static_cast<int>(positive_count(line, "stages")),
+                                .samples = positive_count(line, "samples"),
+                                .seqlen = positive_count(line, "seqlen"),
+                                .partition = {.leaves = static_cast<int>(positive_count(line, "hessian-leaves")),
+                                              .panel_columns = positive_count(line, "panel-columns"),
+                                              .row_tile = positive_count(line, "row-tile")}};
+  if (comm::launcher_rank() != 0) {
+    return 0;  // started under mpirun: one process is enough
+  }
+  std::vector<pipeline::MeasuredRun> runs;
+  std::vector<pipeline::ModelSpec> models;
+  if (line.has("measured")) {
+    for (const auto& path : line.get<std::vector<std::string>>("measured")) {
+      runs.push_back(pipeline::measured_run(io::read_json(path), path));
+      models.push_back(model_named(runs.back().model));
+    }
+    for (std::size_t i = 0; i < runs.size(); ++i) {
+      if (runs[i].ranks == 1) {
+        machine.calibration.add(
+            runs[i].mean,
+            pipeline::block_cost(models[i].blocks.front(), plan_of(models[i], runs[i]), machine.rates, runs[i].bits));
+      }
+    }
+    print_measured(runs, models, machine);
+  }
+  const int bits = static_cast<int>(positive_count(line, "bits"));
+  const double read_bytes = positive(line, "read") * 1e9;
+  if (line.has("model")) {
+    const auto& name = line.get<std::string>("model");
+    print_predictions(name, model_named(name), request, ranks, machine, bits, read_bytes);
+    return 0;
+  }
+  std::vector<std::string> seen;
+  for (std::size_t i = 0; i < runs.size(); ++i) {
+    if (std::find(seen.begin(), seen.end(), runs[i].model) == seen.end()) {
+      seen.push_back(runs[i].model);
+      request.samples = runs[i].samples;
+      request.seqlen = runs[i].seqlen;
+      request.partition = runs[i].partition;
+      print_predictions(runs[i].model, models[i], request, ranks, machine, runs[i].bits, read_bytes);
+    }
+  }
+  return 0;
+}
+
+}  // namespace gptqd::jobs
