@@ -24,7 +24,8 @@ skip() {
 
 fail() {
   echo "test-slurm: $*" >&2
-  tail -n 30 "$out"/*.log "$place"/log/* >&2 || true
+  tail -n 30 "$out"/*.log >&2 || true
+  tail -n 10 "$place"/log/* >&2 || true
   exit 1
 }
 
@@ -180,6 +181,7 @@ for launcher in srun mpirun; do
   until_true 30 "exit status 75" log_has "$log" "requeue.sh: exit status 75"
   until_true 30 "the second start" log_has "$log" "blocks finished ("
   until_true 60 "job $job" has_state "$job" COMPLETED
+  ! log_has "$log" "cannot be requeued" || fail "job $job was requeued, but the log says it was not"
   [[ $(job_field "$job" Restarts) == 1 && $(job_field "$job" ExitCode) == 0:0 ]] ||
     fail "job $job: expected one restart and exit code 0:0, got $(job_field "$job" Restarts) and $(job_field "$job" ExitCode)"
   grep -E 'requeue.sh|blocks finished' "$log"

@@ -32,7 +32,8 @@ esac
 
 # The program stops in time by itself where it knows the end of the job; SLURM tells it since 23.02.
 if [[ -z ${SLURM_JOB_END_TIME:-} ]]; then
-  end=$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %e 2>/dev/null) || end=
+  job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+  end=$(squeue --noheader --jobs "${job:-$SLURM_JOB_ID}" --format %e 2>/dev/null) || end=
   if [[ $end == [0-9]* ]]; then # not for jobs without a limit
     SLURM_JOB_END_TIME=$(date -d "$end" +%s)
     export SLURM_JOB_END_TIME

@@ -32,11 +32,14 @@ if ((status == 75)); then
   echo "requeue.sh: exit status 75, stopped in an orderly way; the same command continues" >&2
 fi
 if ((status == 75)) && [[ -n ${SLURM_JOB_ID:-} ]]; then
-  # An element of an array is requeued by its own id, which is what SLURM_JOB_ID holds.
-  if scontrol requeue "$SLURM_JOB_ID"; then
-    echo "requeue.sh: job $SLURM_JOB_ID goes on later (it was restarted ${SLURM_RESTART_COUNT:-0} times so far)" >&2
+  # SLURM_JOB_ID may stand for a whole array.
+  job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+  job=${job:-$SLURM_JOB_ID}
+  trap '' TERM # SLURM ends what is left of the job at once; scontrol would not live to tell that it worked
+  if scontrol requeue "$job"; then
+    echo "requeue.sh: job $job goes on later (it was restarted ${SLURM_RESTART_COUNT:-0} times so far)" >&2
   else
-    echo "requeue.sh: job $SLURM_JOB_ID cannot be requeued; submit the same command again, it continues" >&2
+    echo "requeue.sh: job $job cannot be requeued; submit the same command again, it continues" >&2
   fi
 fi
 exit "$status"
