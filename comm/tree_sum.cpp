@@ -28,6 +28,15 @@ std::vector<LeafRange> nodes_of(LeafRange range) {
   return nodes;
 }
 
+int most_buffers(LeafRange range) {
+  std::size_t most = 0;
+  for (int count = 1; count <= range.count; ++count) {
+    // The leaf about to be pushed, beside the nodes before it.
+    most = std::max(most, nodes_of({.first = range.first, .count = count - 1}).size() + 1);
+  }
+  return static_cast<int>(most);
+}
+
 namespace {
 
 bool are_siblings(LeafRange left, LeafRange right) {

@@ -27,6 +27,9 @@ LeafRange leaves_of(int rank, int ranks, int leaves);
 /// added. A node covers a range whose count is a power of two and whose first leaf is a multiple of the count.
 std::vector<LeafRange> nodes_of(LeafRange range);
 
+/// Buffers that a TreeSum uses at once when the leaves of a range are pushed one by one, at most.
+int most_buffers(LeafRange range);
+
 /// What the tree needs of the numeric backend.
 struct TreeOperations {
   /// A buffer of at least this many bytes.

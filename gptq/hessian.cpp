@@ -45,7 +45,7 @@ std::vector<T> panel_of(std::span<const double> matrix, PanelShape shape, std::s
 }
 
 /// Adds leaves [leaves, n] in a binary tree; the sum is left in the first.
-void add_leaves(std::vector<double>& sums, int leaves, std::int64_t n) {
+void add_in_a_tree(std::vector<double>& sums, int leaves, std::int64_t n) {
   for (int stride = 1; stride < leaves; stride *= 2) {
     for (int leaf = 0; leaf + stride < leaves; leaf += 2 * stride) {
       double* left = sums.data() + leaf * n;
@@ -58,7 +58,81 @@ void add_leaves(std::vector<double>& sums, int leaves, std::int64_t n) {
   sums.resize(static_cast<std::size_t>(n));
 }
 
+std::int64_t bytes_of(PanelShape shape) { return shape.rows * shape.cols * size_of(DType::f32); }
+
+/// Buffers of one panel's tree on a rank.
+struct TreeBuffers {
+  std::int64_t computing = 0;  ///< while its leaves are pushed
+  std::int64_t own = 0;        ///< nodes that are left then
+  std::int64_t received = 0;   ///< nodes that it gets of other ranks for a panel of its own
+};
+TreeBuffers tree_buffers(int ranks, int rank, int leaves) {
+  const auto nodes = [&](int r) {
+    return static_cast<std::int64_t>(comm::nodes_of(comm::leaves_of(r, ranks, leaves)).size());
+  };
+  TreeBuffers buffers{.computing = comm::most_buffers(comm::leaves_of(rank, ranks, leaves)), .own = nodes(rank)};
+  for (int r = 0; r < ranks; ++r) {
+    buffers.received += r == rank ? 0 : nodes(r);
+  }
+  return buffers;
+}
+
 }  // namespace
+
+std::int64_t ActivationChunk::rows() const {
+  std::int64_t sum = 0;
+  for (const auto& part : parts) {
+    sum += part.rows();
+  }
+  return sum;
+}
+
+std::int64_t ActivationChunk::bytes() const {
+  std::int64_t sum = 0;
+  for (const auto& part : parts) {
+    sum += part.bytes();
+  }
+  return sum;
+}
+
+std::int64_t resident_sums_bytes(const PanelLayout& layout, int ranks, int rank, int leaves) {
+  const auto tree = tree_buffers(ranks, rank, leaves);
+  const int together = std::min(ranks, most_panels_together);
+  std::int64_t most = 0;
+  std::int64_t size = 0;        // of a buffer: they serve all panels
+  std::int64_t on_the_way = 0;  // of the panels before
+  for (int k = layout.count() - 1; k >= 0;) {
+    std::int64_t bytes = 0;
+    for (const int end = std::max(-1, k - together); k > end; --k) {
+      size = std::max(size, bytes_of(layout.at(k)));
+      most = std::max(most, on_the_way + bytes + tree.computing * size);
+      bytes += (tree.own + (k % ranks == rank ? tree.received : 0)) * size;
+    }
+    most = std::max(most, on_the_way + bytes);
+    on_the_way = ranks == 1 ? 0 : bytes;
+  }
+  return most;
+}
+
+std::vector<PanelPass> panel_passes(const PanelLayout& layout, int ranks, int leaves, std::int64_t room) {
+  // The same on every rank; an owner has every ranks-th panel.
+  std::int64_t buffers = 0;
+  for (int rank = 0; rank < ranks; ++rank) {
+    const auto tree = tree_buffers(ranks, rank, leaves);
+    buffers = std::max(buffers, tree.computing + (tree.received + ranks - 1) / ranks);
+  }
+  const auto sums = [&](int k) { return bytes_of(layout.at(k)) * buffers; };
+  const int least = std::min(ranks, most_panels_together);
+  std::vector<PanelPass> passes;
+  for (int k = layout.count() - 1; k >= 0; --k) {
+    if (passes.empty() || (passes.back().first - k >= least && passes.back().bytes + sums(k) > room)) {
+      passes.push_back({.first = k, .last = k, .bytes = 0});
+    }
+    passes.back().last = k;
+    passes.back().bytes += sums(k);
+  }
+  return passes;
+}
 
 HessianSource::HessianSource(Team& team, const HessianInput& input, std::int64_t columns, int leaves, std::string layer)
     : team_(team), input_(input), columns_(columns), leaves_(leaves), layer_(std::move(layer)) {
@@ -91,12 +165,18 @@ HessianSource::HessianSource(Team& team, const HessianInput& input, std::int64_t
                   fmt::format("Hessian of {}: got leaf {}, expected leaf {}", layer_, leaf.leaf, own.first + i));
     }
     for (const auto& chunk : leaf.chunks) {
-      if (chunk.cols() != columns) {
-        throw Error(ErrorKind::internal, fmt::format("Hessian of {}: got activations {}, expected [tokens, {}]", layer_,
-                                                     to_string(chunk.shape), columns));
+      require(input.upload != nullptr || chunk.parts.size() <= 1,
+              fmt::format("Hessian of {}: a chunk on the device comes in {} parts", layer_, chunk.parts.size()));
+      for (const auto& part : chunk.parts) {
+        if (part.cols() != columns) {
+          throw Error(ErrorKind::internal, fmt::format("Hessian of {}: got activations {}, expected [tokens, {}]",
+                                                       layer_, to_string(part.shape), columns));
+        }
       }
     }
   }
+  require(!input.square_sums || input.square_sums->shape == Shape<2>{own.count, columns},
+          fmt::format("Hessian of {}: got sums of squares of another shape than [{}, {}]", layer_, own.count, columns));
 }
 
 std::vector<double> HessianSource::diagonal() {
@@ -109,24 +189,7 @@ std::vector<double> HessianSource::diagonal() {
     require_finite(sums);
     return sums;
   }
-  std::vector<double> own(input_.leaves.size() * static_cast<std::size_t>(columns_));
-  if (!own.empty()) {
-    const auto leaves = static_cast<std::int64_t>(input_.leaves.size());
-    Buffer device = team_.backend.allocate(leaves * columns_ * size_of(DType::f64));
-    team_.backend.fill_zero(team_.stream, device.data(), leaves * columns_ * size_of(DType::f64));
-    for (std::int64_t i = 0; i < leaves; ++i) {
-      for (const auto& chunk : input_.leaves[static_cast<std::size_t>(i)].chunks) {
-        if (chunk.rows() > 0) {
-          team_.backend.column_square_sums(
-              team_.stream, {.x = chunk,
-                             .sums = device.view<double, 1>({columns_}, i * columns_ * size_of(DType::f64)),
-                             .accumulate = true});
-        }
-      }
-    }
-    team_.backend.copy_to_host(team_.stream, own.data(), device.data(), leaves * columns_ * size_of(DType::f64));
-    team_.stream.synchronize();
-  }
+  const auto own = own_square_sums();
   const auto parts = team_.group.all_gather_bytes(std::as_bytes(std::span(own)), "squares of the activations");
   sums.resize(static_cast<std::size_t>(leaves_ * columns_));
   std::size_t offset = 0;
@@ -136,15 +199,47 @@ std::vector<double> HessianSource::diagonal() {
     offset += part.size();
   }
   require(offset == sums.size() * sizeof(double), "Hessian: the ranks sent too few leaves");
-  add_leaves(sums, leaves_, columns_);
+  add_in_a_tree(sums, leaves_, columns_);
   require_finite(sums);
   return sums;
 }
 
-Panels HessianSource::panels(const PanelLayout& layout, const DeviceOrder& order, DType solver) {
+std::vector<double> HessianSource::own_square_sums() {
+  std::vector<double> own(input_.leaves.size() * static_cast<std::size_t>(columns_));
+  if (own.empty()) {
+    return own;
+  }
+  const auto leaves = static_cast<std::int64_t>(input_.leaves.size());
+  const std::int64_t bytes = leaves * columns_ * size_of(DType::f64);
+  if (input_.square_sums) {
+    team_.backend.copy_to_host(team_.stream, own.data(), input_.square_sums->data, bytes);
+    team_.stream.synchronize();
+    return own;
+  }
+  Buffer device = team_.backend.allocate(bytes);
+  team_.backend.fill_zero(team_.stream, device.data(), bytes);
+  std::optional<UploadRing> ring;
+  if (input_.upload != nullptr) {
+    ring.emplace(team_.backend, team_.stream, *input_.upload, largest_chunk_bytes());
+  }
+  for (std::int64_t i = 0; i < leaves; ++i) {
+    visit_chunks(input_.leaves[static_cast<std::size_t>(i)], ring ? &*ring : nullptr, [&](AnyView<2> x) {
+      team_.backend.column_square_sums(
+          team_.stream,
+          {.x = x, .sums = device.view<double, 1>({columns_}, i * columns_ * size_of(DType::f64)), .accumulate = true});
+    });
+  }
+  team_.backend.copy_to_host(team_.stream, own.data(), device.data(), bytes);
+  team_.stream.synchronize();
+  return own;
+}
+
+Panels HessianSource::panels(const PanelLayout& layout, const DeviceOrder& order, DType solver, std::int64_t room) {
   Panels result(team_, layout, input_.matrix ? solver : DType::f32);
   if (input_.matrix) {
     extract(result, order.host());
+  } else if (input_.upload != nullptr) {
+    accumulate_parked(result, order, room);
   } else {
     accumulate(result, order);
   }
@@ -170,17 +265,23 @@ void HessianSource::extract(Panels& panels, const ColumnOrder& order) {
   }
 }
 
-void HessianSource::accumulate(Panels& panels, const DeviceOrder& order) {
+comm::TreeSum HessianSource::make_tree(DType dtype, PanelShape shape) const {
   Backend& backend = team_.backend;
+  return {{.allocate = [&backend](std::int64_t bytes) { return backend.allocate(bytes); },
+           .add = [&backend](Stream& on, AnyView<2> sum, ConstAnyView<2> x) { backend.add(on, {.x = x, .y = sum}); },
+           .copy = [&backend](Stream& on, AnyView<2> to,
+                              ConstAnyView<2> from) { backend.convert(on, {.x = from, .y = to}); }},
+          dtype,
+          {shape.rows, shape.cols},
+          leaves_};
+}
+
+void HessianSource::accumulate(Panels& panels, const DeviceOrder& order) {
   Stream& stream = team_.stream;
   const auto& layout = panels.layout();
   reorder_activations(order.index());
-  const auto shape_of = [&](int k) { return Shape<2>{layout.at(k).rows, layout.at(k).cols}; };
-  comm::TreeSum tree(
-      {.allocate = [&](std::int64_t bytes) { return backend.allocate(bytes); },
-       .add = [&](Stream& on, AnyView<2> sum, ConstAnyView<2> x) { backend.add(on, {.x = x, .y = sum}); },
-       .copy = [&](Stream& on, AnyView<2> to, ConstAnyView<2> from) { backend.convert(on, {.x = from, .y = to}); }},
-      panels.dtype(), shape_of(layout.count() - 1), leaves_);
+  PanelSum sum{.shape = {}, .tree = make_tree(panels.dtype(), layout.at(layout.count() - 1))};
+  const auto where_they_lie = [&](const LeafInput& leaf, const UseChunk& use) { visit_chunks(leaf, nullptr, use); };
   const int ranks = team_.communicator.size();
   const int together = std::min(ranks, most_panels_together);
   comm::TreeReduction on_the_way(team_.communicator);
@@ -189,47 +290,109 @@ void HessianSource::accumulate(Panels& panels, const DeviceOrder& order) {
     const int end = std::max(-1, k - together);
     const auto what = fmt::format("Hessian panels {} to {} of {}", k, end + 1, layer_);
     for (; k > end; --k) {
-      tree.restart(shape_of(k));
-      add_leaves_of_panel(tree, layout.at(k));
-      next.add(tree, panels.owner(k), panels.owns(k) ? panels.view(k) : AnyView<2>{}, what);
+      sum.shape = layout.at(k);
+      sum.tree.restart({sum.shape.rows, sum.shape.cols});
+      add_leaves({&sum, 1}, where_they_lie);
+      next.add(sum.tree, panels.owner(k), panels.owns(k) ? panels.view(k) : AnyView<2>{}, what);
     }
     next.start(stream, what);
-    on_the_way.finish(stream, tree);
+    on_the_way.finish(stream, sum.tree);
     on_the_way = std::move(next);
     if (ranks == 1) {
-      on_the_way.finish(stream, tree);
+      on_the_way.finish(stream, sum.tree);
     }
   }
-  on_the_way.finish(stream, tree);
+  on_the_way.finish(stream, sum.tree);
   reorder_activations(order.position());
 }
 
-void HessianSource::add_leaves_of_panel(comm::TreeSum& tree, PanelShape shape) {
-  for (const auto& leaf : input_.leaves) {
-    const auto sum = tree.next();
-    bool accumulate = false;
-    for (const auto& chunk : leaf.chunks) {
-      if (chunk.rows() == 0) {
-        continue;
-      }
-      team_.backend.gram_panel(
-          team_.stream, {.x = chunk.slice_cols(shape.first, shape.rows), .panel = sum, .accumulate = accumulate});
-      accumulate = true;
+void HessianSource::accumulate_parked(Panels& panels, const DeviceOrder& order, std::int64_t room) {
+  Stream& stream = team_.stream;
+  const auto& layout = panels.layout();
+  const std::int64_t slot_bytes = largest_chunk_bytes();
+  UploadRing ring(team_.backend, stream, *input_.upload, slot_bytes);
+  const auto through_ring = [&](const LeafInput& leaf, const UseChunk& use) {
+    visit_chunks(leaf, &ring, [&](AnyView<2> x) {
+      team_.backend.gather_columns(stream, {.x = x, .index = order.index(), .y = x});
+      use(x);
+    });
+  };
+  const int ranks = team_.communicator.size();
+  const std::int64_t least_room = -team_.group.all_max(2 * slot_bytes - room, "room for sums of the Hessian");
+  for (const auto& pass : panel_passes(layout, ranks, leaves_, least_room)) {
+    std::vector<PanelSum> sums;
+    for (int k = pass.first; k >= pass.last; --k) {
+      sums.push_back({.shape = layout.at(k), .tree = make_tree(panels.dtype(), layout.at(k))});
     }
-    if (!accumulate) {
-      team_.backend.fill_zero(team_.stream, sum.data, sum.bytes());
+    add_leaves(sums, through_ring);
+    comm::TreeReduction reduction(team_.communicator);
+    const auto what = fmt::format("Hessian panels {} to {} of {}", pass.first, pass.last, layer_);
+    for (int k = pass.first; k >= pass.last; --k) {
+      reduction.add(sums[static_cast<std::size_t>(pass.first - k)].tree, panels.owner(k),
+                    panels.owns(k) ? panels.view(k) : AnyView<2>{}, what);
     }
-    tree.push(team_.stream, leaf.leaf);
+    sums.clear();
+    reduction.start(stream, what);
+    auto tree = make_tree(panels.dtype(), layout.at(pass.first));
+    reduction.finish(stream, tree);
   }
+}
+
+void HessianSource::add_leaves(std::span<PanelSum> sums,
+                               const std::function<void(const LeafInput& leaf, const UseChunk& use)>& visit) {
+  for (const auto& leaf : input_.leaves) {
+    bool accumulate = false;
+    visit(leaf, [&](AnyView<2> x) {
+      for (auto& sum : sums) {
+        team_.backend.gram_panel(
+            team_.stream,
+            {.x = x.slice_cols(sum.shape.first, sum.shape.rows), .panel = sum.tree.next(), .accumulate = accumulate});
+      }
+      accumulate = true;
+    });
+    for (auto& sum : sums) {
+      if (!accumulate) {
+        const auto empty = sum.tree.next();
+        team_.backend.fill_zero(team_.stream, empty.data, empty.bytes());
+      }
+      sum.tree.push(team_.stream, leaf.leaf);
+    }
+  }
+}
+
+void HessianSource::visit_chunks(const LeafInput& leaf, UploadRing* ring, const UseChunk& use) {
+  for (const auto& chunk : leaf.chunks) {
+    if (chunk.rows() == 0) {
+      continue;
+    }
+    AnyView<2> x = chunk.parts.front();
+    if (ring == nullptr) {
+      use(x);
+      continue;
+    }
+    std::vector<HostPart> parts;
+    for (const auto& part : chunk.parts) {
+      parts.push_back({.data = part.data, .bytes = part.bytes()});
+    }
+    use({ring->bring(parts), x.dtype, {chunk.rows(), columns_}});
+    ring->release();
+  }
+}
+
+std::int64_t HessianSource::largest_chunk_bytes() const {
+  std::int64_t most = 0;
+  for (const auto& leaf : input_.leaves) {
+    for (const auto& chunk : leaf.chunks) {
+      most = std::max(most, chunk.bytes());
+    }
+  }
+  return most;
 }
 
 void HessianSource::reorder_activations(DeviceOrder::Map index) {
   for (const auto& leaf : input_.leaves) {
-    for (const auto& chunk : leaf.chunks) {
-      if (chunk.rows() > 0) {
-        team_.backend.gather_columns(team_.stream, {.x = chunk, .index = index, .y = chunk});
-      }
-    }
+    visit_chunks(leaf, nullptr,
+                 [&](AnyView<2> x) { team_.backend.gather_columns(team_.stream, {.x = x, .index = index, .y = x}); });
   }
 }
 

@@ -11,14 +11,27 @@
 #include "gptq/column_order.hpp"
 #include "gptq/panels.hpp"
 #include "gptq/team.hpp"
+#include "kernels/transfer_ring.hpp"
 
 namespace gptqd::gptq {
 
-/// The activations of one leaf of the summation tree: chunks of [tokens, cols], in sample order, natural column
-/// order. While H is accumulated their columns are put into factor order, in place, and afterwards back.
+/// Activations [tokens, cols] that one gram_panel takes, natural column order. How X is cut into chunks decides the
+/// last bits; where their parts lie does not.
+struct ActivationChunk {
+  /// [rows, cols], dense, behind one another. On the device: one part.
+  std::vector<AnyView<2>> parts;
+
+  ActivationChunk() = default;
+  ActivationChunk(AnyView<2> whole) : parts{whole} {}  // NOLINT(google-explicit-constructor)
+  std::int64_t rows() const;
+  std::int64_t bytes() const;
+};
+
+/// The activations of one leaf of the summation tree, in sample order. On the device their columns are put into factor
+/// order while H is accumulated, in place, and afterwards back.
 struct LeafInput {
   int leaf = 0;
-  std::vector<AnyView<2>> chunks;
+  std::vector<ActivationChunk> chunks;
 };
 
 /// Where H comes from: activations (this rank's leaves, contiguous and ascending), or a given matrix (tools, tests).
@@ -29,7 +42,23 @@ struct HessianInput {
       matrix;  ///< [cols, cols] f32 or f64 on the device, the same on every rank; instead of leaves
   /// Called when H is not finite: names the first offending sample of this rank, or nothing.
   std::function<std::optional<std::string>()> find_non_finite;
+  /// Set where the leaves lie in page-locked host memory: the stream that brings them. On all ranks or none.
+  Stream* upload = nullptr;
+  /// Σ x² of each of this rank's leaves, [leaves, cols], on the device, by whoever made them; else computed from them.
+  std::optional<ConstTensorView<double, 2>> square_sums = std::nullopt;
 };
+
+/// Device bytes, beside H, of the sums that make H of activations on the device.
+std::int64_t resident_sums_bytes(const PanelLayout& layout, int ranks, int rank, int leaves);
+
+/// How XᵀX of parked activations is cut: each pass over X makes panels [last, first], descending, with one tree of sums
+/// each. A pass takes what fits into `room` bytes, and at least as many panels as ranks, up to four.
+struct PanelPass {
+  int first = 0;
+  int last = 0;
+  std::int64_t bytes = 0;  ///< of the trees, on a rank
+};
+std::vector<PanelPass> panel_passes(const PanelLayout& layout, int ranks, int leaves, std::int64_t room);
 
 /// H by diagonal and by panels, never whole, unless it was given whole. All ranks hold the same bits, whatever their
 /// number: leaves are summed in one fixed tree.
@@ -46,20 +75,38 @@ class HessianSource {
 
   /// This rank's panels of H, columns in the order's factor order: fp32 from activations, `solver` from a given matrix.
   ///
-  /// Panels outside, leaves inside: beside the panels this needs log2(leaves) + 2 buffers of one panel and one chunk of
-  /// activations, never a second H; with several ranks also the nodes of up to four panels on their way to the owners,
-  /// while XᵀX of the next ones is computed. The strictly upper part of a panel's first rows is unspecified.
-  /// Collective.
-  Panels panels(const PanelLayout& layout, const DeviceOrder& order, DType solver);
+  /// Of activations on the device: panels outside, leaves inside. Beside the panels this needs log2(leaves) + 1 buffers
+  /// of one panel, never a second H; with several ranks also the nodes of up to four panels on their way to the owners,
+  /// while XᵀX of the next ones is computed. Of parked ones: passes over X (panel_passes), two chunks on the device.
+  /// Each panel's additions have the same order: the same bits. The strictly upper part of a panel's first rows is
+  /// unspecified. Collective.
+  /// @param room  bytes of this rank's device that passes over parked activations may take; the least of all ranks
+  /// counts
+  Panels panels(const PanelLayout& layout, const DeviceOrder& order, DType solver, std::int64_t room = 0);
 
   /// Collective: every rank passes the same diagonal, and every rank throws the same error.
   /// @throws Error (input) naming the layers, and the sample if find_non_finite knows it, unless all values are finite
   void require_finite(std::span<const double> diagonal);
 
  private:
+  /// A panel and the tree that adds it up.
+  struct PanelSum {
+    PanelShape shape;
+    comm::TreeSum tree;
+  };
+  using UseChunk = std::function<void(AnyView<2> x)>;
+
   void accumulate(Panels& panels, const DeviceOrder& order);
-  /// Pushes XᵀX of this rank's leaves, the columns of one panel.
-  void add_leaves_of_panel(comm::TreeSum& tree, PanelShape shape);
+  void accumulate_parked(Panels& panels, const DeviceOrder& order, std::int64_t room);
+  comm::TreeSum make_tree(DType dtype, PanelShape shape) const;
+  /// Pushes XᵀX of this rank's leaves to the trees, whose panels' columns chunks hold in factor order.
+  /// @param visit  calls its second argument with each chunk of a leaf, on the device
+  void add_leaves(std::span<PanelSum> sums,
+                  const std::function<void(const LeafInput& leaf, const UseChunk& use)>& visit);
+  /// Chunks with rows where they lie, or, given a ring, through it.
+  void visit_chunks(const LeafInput& leaf, UploadRing* ring, const UseChunk& use);
+  std::int64_t largest_chunk_bytes() const;
+  std::vector<double> own_square_sums();
   void reorder_activations(DeviceOrder::Map index);
   void extract(Panels& panels, const ColumnOrder& order);
   [[noreturn]] void throw_not_finite(const std::string& what);

@@ -41,6 +41,8 @@ struct QuantSpec {
   /// Columns a group, for a layer of `cols` columns.
   std::int64_t group_columns(std::int64_t cols) const { return group_size < 0 ? cols : group_size; }
   std::int64_t groups(std::int64_t cols) const { return cols / group_columns(cols); }
+  /// The order that columns take: only GPTQ's result depends on it.
+  ActOrder order() const { return method == Method::gptq ? act_order : ActOrder::none; }
   /// True where grids are found while solving, from the updated weights.
   bool dynamic_grids() const;
 };

@@ -9,6 +9,7 @@
 
 #include "gptq/column_order.hpp"
 #include "gptq/factorization.hpp"
+#include "gptq/group_memory.hpp"
 #include "gptq/obq_inverse.hpp"
 #include "gptq/panels.hpp"
 #include "gptq/row_solver.hpp"
@@ -200,8 +201,7 @@ std::vector<QuantizedLinear> GroupQuantizer::run() {
   const auto start = std::chrono::steady_clock::now();
   const DrainOnExit drain(&team_.stream);
   const DrainOnExit drain_beside(team_.beside);
-  // Only GPTQ's result depends on the order of columns.
-  const ActOrder act_order = spec_.method == Method::gptq ? spec_.act_order : ActOrder::none;
+  const ActOrder act_order = spec_.order();
   std::optional<HessianSource> source;
   std::vector<double> diagonal;
   if (hessian_) {
@@ -255,7 +255,10 @@ void GroupQuantizer::end_stage(double& seconds) {
 
 void GroupQuantizer::factor_hessian(HessianSource& source, const DeviceOrder& order) {
   const auto layout = panel_layout(columns_, spec_, partition_);
-  const Panels hessian = source.panels(layout, order, spec_.solver);
+  const auto memory = group_memory(
+      {.rows = rows_, .columns = columns_, .ranks = team_.group.size(), .rank = team_.group.rank()}, spec_, partition_,
+      /*calibrated=*/true);
+  const Panels hessian = source.panels(layout, order, spec_.solver, memory.room());
   const auto diagonal = gather_diagonal(team_, hessian);
   source.require_finite(diagonal);
   dead_ = dead_columns(diagonal);

@@ -276,14 +276,15 @@ std::vector<RowStatistics> RowSolver::statistics(const Factorization* factorizat
   std::vector<double> damping(count);
   std::vector<std::int32_t> counted(2 * count);
   const auto groups = static_cast<std::size_t>(places_.scales.cols());
-  std::vector<float> scales(count * groups);
+  const Buffer scales_memory = backend.allocate_host(rows_.count * places_.scales.cols() * size_of(DType::f32));
+  const std::span scales(static_cast<const float*>(scales_memory.data()), count * groups);
   const auto fetch = [&](auto& host, const void* device) {
     backend.copy_to_host(*stream_, host.data(), device, std::ssize(host) * static_cast<std::int64_t>(sizeof(host[0])));
   };
   fetch(norms, norms_.data());
   fetch(damping, shares.data());
   fetch(counted, counts.data());
-  fetch(scales, places_.scales.data);
+  backend.copy_to_host(*stream_, scales_memory.data(), places_.scales.data, scales_memory.bytes());
   stream_->synchronize();
   for (std::size_t r = 0; r < count; ++r) {
     const auto own = std::span<const float>(scales).subspan(r * groups, groups);

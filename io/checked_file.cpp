@@ -61,6 +61,11 @@ std::string checksum_of(const File& file) {
 
 }  // namespace
 
+nlohmann::json object_of_run(const nlohmann::json& run, const std::string& key) {
+  const bool there = run.is_object() && run.contains(key) && run.at(key).is_object();
+  return there ? run.at(key) : nlohmann::json::object();
+}
+
 void remove_file(const fs::path& path) {
   std::error_code code;
   fs::remove(path, code);

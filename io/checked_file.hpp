@@ -23,9 +23,9 @@ enum class FileStatus {
 
 struct FileState {
   FileStatus status = FileStatus::missing;
-  std::string reason;  ///< why it is not valid; empty where it is
+  std::string reason{};  ///< why it is not valid; empty where it is
   std::int64_t bytes = 0;
-  std::string xxh3_128;  ///< of a valid file
+  std::string xxh3_128{};  ///< of a valid file
 };
 
 struct Sidecar {
@@ -57,6 +57,9 @@ class CheckedFile {
  private:
   std::filesystem::path path_;
 };
+
+/// What writers add to a sidecar is in no checksum: `run[key]` where it is an object, an empty one otherwise.
+nlohmann::json object_of_run(const nlohmann::json& run, const std::string& key);
 
 /// Removes a file where there is one. @throws Error (io)
 void remove_file(const std::filesystem::path& path);

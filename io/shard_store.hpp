@@ -56,6 +56,8 @@ class ShardStore {
   ShardState state(std::int64_t block, bool whole = true) const;
   /// What the sidecar says of the run that made the block (seconds, host); null where there is no valid one.
   nlohmann::json run_of(std::int64_t block) const;
+  /// Why a shard cannot be whole, as far as its sidecar and the file's length tell; empty where they tell nothing.
+  std::string obstacle(std::int64_t block) const { return state(block, false).reason; }
   /// Compares the checksum, then reads. @throws Error (input) when the shard is missing, damaged or another block's
   BlockShard read(std::int64_t block) const;
   /// Removes what a killed run left half-written. Call it where no other process writes to the folder.

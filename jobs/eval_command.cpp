@@ -28,7 +28,8 @@ using Words = std::vector<std::string>;
 
 po::options_description evaluation_options() {
   po::options_description options("Evaluation", 100, 50);
-  options.add_options()("model", po::value<std::string>()->value_name("NAME|DIR"), "float model or GPTQ artifact")(
+  options.add_options()("model", po::value<std::string>()->value_name("NAME|DIR"),
+                        "float model or artifact (gptq, gptq_v2, compressed-tensors)")(
       "compare", po::value<Words>()->multitoken()->value_name("NAME|DIR..."),
       "more models, to be compared with the first; they need its tokenizer")(
       "text", po::value<Words>()->multitoken()->value_name("FILE|NAME..."),
@@ -45,7 +46,11 @@ po::options_description evaluation_options() {
       "micro-batch-tokens", po::value<std::int64_t>()->default_value(4096)->value_name("N"),
       "tokens computed together")("hidden-memory", po::value<double>()->default_value(8)->value_name("GB"),
                                   "hidden states a rank may hold; beyond that, several passes over the blocks")(
-      "json", po::value<std::string>()->value_name("FILE"), "write the results as JSON");
+      "json", po::value<std::string>()->value_name("FILE"), "write the results as JSON")(
+      "logits", po::value<std::string>()->value_name("FILE"),
+      "write the tokens and logits of one model and one text as safetensors, to be compared with another engine's; up "
+      "to "
+      "1 GB");
   return options;
 }
 
@@ -93,6 +98,9 @@ pipeline::EvaluateConfig config_of(const CommandLine& line) {
   config.micro_batch_tokens = line.get<std::int64_t>("micro-batch-tokens");
   if (line.has("seqlen")) {
     config.request.seqlen = line.get<std::int64_t>("seqlen");
+  }
+  if (line.has("logits")) {
+    config.logits = line.get<std::string>("logits");
   }
   const double gigabytes = line.get<double>("hidden-memory");
   if (config.request.windows < 0 || config.micro_batch_tokens <= 0 || config.request.seqlen.value_or(2) < 2 ||

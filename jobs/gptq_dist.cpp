@@ -22,10 +22,11 @@ constexpr std::string_view overview =
   gptq-dist plan --model bloom-176b                  seconds and memory on 1 to 64 GPUs, without running
   gptq-dist status WORK                              what a run has done, and whether it is alive
   gptq-dist merge WORK --out DIR                     the shards of a finished run into an artifact
+  gptq-dist convert ARTIFACT --to FORMAT --out DIR   an artifact in another format, without loss
   gptq-dist tokenize --model DIR --text FILE         what the model's tokenizer makes of a text
 
   gptq-dist quantize --help                          all options (quantize is the default)
-  gptq-dist plan --help, status --help, merge --help, eval --help, tokenize --help
+  gptq-dist plan --help, status --help, merge --help, eval --help, convert --help, tokenize --help
   gptq-dist --version
 
 A run that was interrupted goes on where it stopped when the same command is given again, with any number of ranks.
@@ -40,7 +41,8 @@ struct Command {
 constexpr std::array commands{
     Command{"quantize", gptqd::jobs::quantize_command}, Command{"plan", gptqd::jobs::plan_command},
     Command{"status", gptqd::jobs::status_command},     Command{"merge", gptqd::jobs::merge_command},
-    Command{"eval", gptqd::jobs::eval_command},         Command{"tokenize", gptqd::jobs::tokenize_command}};
+    Command{"eval", gptqd::jobs::eval_command},         Command{"convert", gptqd::jobs::convert_command},
+    Command{"tokenize", gptqd::jobs::tokenize_command}};
 
 int run(Arguments arguments) {
   const std::string first = arguments.empty() ? "--help" : arguments.front();
@@ -61,8 +63,9 @@ int run(Arguments arguments) {
   if (!first.starts_with("-")) {
     throw gptqd::Error(
         gptqd::ErrorKind::usage,
-        fmt::format("there is no command \"{}\"; the commands are quantize, plan, status, merge, eval, tokenize",
-                    first));
+        fmt::format(
+            "there is no command \"{}\"; the commands are quantize, plan, status, merge, eval, convert, tokenize",
+            first));
   }
   return gptqd::jobs::quantize_command(arguments);
 }

@@ -1,8 +1,9 @@
 #include "comm/world.hpp"
 #include "io/model_lookup.hpp"
+#include "jobs/artifact_options.hpp"
 #include "jobs/commands.hpp"
 #include "jobs/console.hpp"
-#include "pipeline/quantize_run.hpp"
+#include "pipeline/merge.hpp"
 
 namespace gptqd::jobs {
 
@@ -23,10 +24,9 @@ int merge_command(const Arguments& arguments) {
   options.add_options()("work", po::value<std::string>()->value_name("DIR"), "work folder of a finished run")(
       "out", po::value<std::string>()->value_name("DIR"), "where the artifact goes")(
       "model", po::value<std::string>()->value_name("NAME|DIR"),
-      "source of the float weights; default: where the run found it")(
-      "max-shard-size", po::value<double>()->default_value(4)->value_name("GB"),
-      "largest file of weights in the artifact");
+      "source of the float weights; default: where the run found it");
   line.add(options);
+  line.add(artifact_options());
   if (!line.parse(arguments)) {
     return 0;
   }
@@ -35,17 +35,13 @@ int merge_command(const Arguments& arguments) {
       throw Error(ErrorKind::usage, fmt::format("--{} is missing; see gptq-dist merge --help", option));
     }
   }
-  if (!(line.get<double>("max-shard-size") > 0)) {
-    throw Error(ErrorKind::usage,
-                fmt::format("--max-shard-size {}: expected a positive number", line.get<double>("max-shard-size")));
-  }
   if (comm::launcher_rank() != 0) {
     return 0;  // started under mpirun: one process is enough
   }
   const auto summary = pipeline::merge_shards(
       line.get<std::string>("work"),
       line.has("model") ? io::find_model(line.get<std::string>("model")) : std::filesystem::path(),
-      line.get<std::string>("out"), static_cast<std::int64_t>(line.get<double>("max-shard-size") * 1e9),
+      {.out = line.get<std::string>("out"), .format = artifact_format(line), .max_shard_bytes = max_shard_bytes(line)},
       console_observer());
   if (!summary.already_complete) {
     fmt::print("{} blocks, {} -> {}, {}\n", summary.blocks_found, human_bytes(summary.source_bytes),

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <filesystem>
+#include <limits>
 
 #include "comm/world.hpp"
 #include "io/json_file.hpp"
@@ -35,7 +36,14 @@ struct Prediction {
   pipeline::RankMemory memory;
 };
 
-std::int64_t element_bytes(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
+/// Of a run on a GPU with the defaults for what is not given.
+pipeline::MemorySettings memory_settings(const pipeline::ModelSpec& model, int bits) {
+  pipeline::MemorySettings settings{
+      .kind = MemoryKind::cuda, .compute = model.dtype, .gram_tokens = gpu_pieces.gram_tokens};
+  settings.spec.bits = bits;
+  settings.spec.clip = gptq::default_clip(settings.spec.method, settings.spec.group_size);
+  return settings;
+}
 
 pipeline::BlockCost predict(const pipeline::ModelSpec& model, const pipeline::Plan& plan, const Machine& machine,
                             int bits) {
@@ -48,7 +56,9 @@ pipeline::Plan plan_of(const pipeline::ModelSpec& model, const pipeline::Measure
                                      .samples = run.samples,
                                      .seqlen = run.seqlen,
                                      .micro_batch_tokens = run.micro_batch_samples * run.seqlen,
-                                     .partition = run.partition});
+                                     .partition = run.partition,
+                                     .memory = memory_settings(model, run.bits),
+                                     .activations = run.activations});
 }
 
 pipeline::ModelSpec model_named(const std::string& name) {
@@ -90,7 +100,7 @@ void print_measured(const std::vector<pipeline::MeasuredRun>& runs, const std::v
     const auto& run = runs[i];
     const auto plan = plan_of(models[i], run);
     const double predicted = predict(models[i], plan, machine, run.bits).total();
-    const auto memory = pipeline::rank_memory(models[i], plan, element_bytes(models[i].dtype));
+    const auto memory = plan.bytes_per_rank(models[i]);
     const auto* base = alone(runs, run);
     const double speedup = base == nullptr ? 0.0 : base->wall / run.wall;
     fmt::print("{:32} {:5} {:6} {:7.3f}{} | {:7} {:>10} | {:9.3f} {:+5.1f}% | {:7.2f} {:7.2f}\n", run.model, run.ranks,
@@ -98,7 +108,7 @@ void print_measured(const std::vector<pipeline::MeasuredRun>& runs, const std::v
                base == nullptr ? std::string("-") : fmt::format("{:.2f}x", speedup),
                base == nullptr ? std::string("-") : fmt::format("{:.1f} %", 100 * speedup / run.ranks), predicted,
                100 * (predicted / run.wall - 1), static_cast<double>(run.peak_bytes) / 1e9,
-               static_cast<double>(memory.total()) / 1e9);
+               static_cast<double>(memory.most.device) / 1e9);
   }
   fmt::print(
       "\nMeasured, rank by rank: seconds a block. idle: its stream was empty; exposed: its stream stood still for\n"
@@ -115,32 +125,62 @@ void print_measured(const std::vector<pipeline::MeasuredRun>& runs, const std::v
   }
 }
 
+/// What the ceilings of one GPU leave, beside what runs on one rank took.
+void print_floors(const std::vector<pipeline::MeasuredRun>& runs, const std::vector<pipeline::ModelSpec>& models,
+                  const pipeline::Ceilings& ceilings) {
+  fmt::print(
+      "\nRoofline: the arithmetic at this GPU's ceilings (bf16 {:.0f} TF/s, fp32 {:.1f} TF/s, copy {:.2f} TB/s), and "
+      "its "
+      "share of what was measured\n",
+      ceilings.half_flops / 1e12, ceilings.float_flops / 1e12, ceilings.copy_bytes / 1e12);
+  fmt::print("{:32} {:8} {:>7}{}\n", "model", "", "block", stage_headings());
+  for (std::size_t i = 0; i < runs.size(); ++i) {
+    const auto& run = runs[i];
+    if (run.ranks != 1) {
+      continue;
+    }
+    const auto floor = pipeline::block_floor(models[i].blocks.front(), plan_of(models[i], run), ceilings);
+    pipeline::BlockCost share;
+    for (const auto& stage : pipeline::block_stages) {
+      share.*stage.seconds = run.mean.*stage.seconds > 0 ? 100 * (floor.*stage.seconds) / (run.mean.*stage.seconds) : 0;
+    }
+    fmt::print("{:32} {:8} {:7.3f}{}\n", run.model, "measured", run.wall, stage_seconds(run.mean));
+    fmt::print("{:32} {:8} {:7.3f}{}\n", "", "floor", floor.total(), stage_seconds(floor));
+    fmt::print("{:32} {:8} {:7.0f}", "", "percent", 100 * floor.total() / run.wall);
+    for (const auto& stage : pipeline::block_stages) {
+      fmt::print(" {:7.0f}", share.*stage.seconds);
+    }
+    fmt::print("\n");
+  }
+}
+
 void print_predictions(const std::string& name, const pipeline::ModelSpec& model, const pipeline::PlanRequest& request,
                        const std::vector<int>& ranks, const Machine& machine, int bits, double read_bytes) {
   const auto blocks = static_cast<double>(model.blocks.size());
   fmt::print("\n{}: {} blocks, {:.1f} M weights in linears, {} x {} tokens, {} bits{}\n", name, model.blocks.size(),
              static_cast<double>(model.parameters()) / 1e6, request.samples, request.seqlen, bits,
              machine.calibration.empty() ? "; rates of an NVIDIA H200" : "; rates fitted to the runs on one rank");
-  fmt::print("{:>5} {:>7}{} {:>8} | {:>8} {:>7} {:>10} | {:>8} {:>8}\n", "ranks", "block", stage_headings(), "exchange",
-             "model", "speedup", "efficiency", "GB", "of cols²");
+  fmt::print("{:>5} {:>7}{} {:>8} | {:>8} {:>7} {:>10} | {:>8} {:>8} {:>8}\n", "ranks", "block", stage_headings(),
+             "exchange", "model", "speedup", "efficiency", "GB", "of cols²", "parked");
   double one = 0;
   for (const int count : ranks) {
     auto asked = request;
     asked.ranks = count;
     const auto plan = pipeline::make_plan(model, asked);
     const auto cost = predict(model, plan, machine, bits);
-    const auto memory = pipeline::rank_memory(model, plan, element_bytes(model.dtype));
+    const auto memory = plan.bytes_per_rank(model);
     if (one == 0) {
       asked.ranks = request.stages;
       one = predict(model, pipeline::make_plan(model, asked), machine, bits).total() * request.stages;
     }
     const double speedup = one / request.stages / cost.total();
-    fmt::print("{:5} {:7.3f}{} {:8.3f} | {:>8} {:6.2f}x {:8.1f} % | {:8.2f} {:8.2f}{}\n", count, cost.total(),
+    fmt::print("{:5} {:7.3f}{} {:8.3f} | {:>8} {:6.2f}x {:8.1f} % | {:8.2f} {:8.2f} {:8.2f}{}\n", count, cost.total(),
                stage_seconds(cost), cost.exchange, human_seconds(cost.total() * blocks), speedup,
-               100 * speedup * request.stages / count, static_cast<double>(memory.total()) / 1e9,
-               static_cast<double>(memory.square) / 1e9, plan.leaves_raised ? "  (more leaves: other bytes)" : "");
+               100 * speedup * request.stages / count, static_cast<double>(memory.most.device) / 1e9,
+               static_cast<double>(memory.square) / 1e9, static_cast<double>(memory.most.host) / 1e9,
+               plan.leaves_raised ? "  (more leaves: other bytes)" : "");
   }
-  const auto model_bytes = static_cast<double>(model.parameters()) * static_cast<double>(element_bytes(model.dtype));
+  const auto model_bytes = static_cast<double>(model.parameters()) * static_cast<double>(size_of(model.dtype));
   fmt::print("Beside this, overlapped where it is shorter: {} to read at {:.1f} GB/s take {}\n",
              human_bytes(static_cast<std::int64_t>(model_bytes)), read_bytes / 1e9,
              human_seconds(model_bytes / read_bytes));
@@ -169,6 +209,8 @@ po::options_description plan_options() {
                         "as for quantize; synthetic:NAME for a known shape")(
       "measured", po::value<std::vector<std::string>>()->multitoken()->value_name("REPORT..."),
       "reports of runs, to fit the rates to and to compare with")(
+      "ceilings", po::value<std::string>()->value_name("FILE"),
+      "what gptqd_kernel_bench --json wrote: sets the least that the arithmetic can take beside --measured")(
       "ranks", po::value<std::vector<int>>()->multitoken()->value_name("N..."),
       "numbers of GPUs; default 1 2 4 8 16 64")("stages", po::value<std::int64_t>()->default_value(1)->value_name("N"),
                                                 "as for quantize")(
@@ -185,6 +227,9 @@ po::options_description plan_options() {
       "between nodes, a GPU's share")("gpus-per-node",
                                       po::value<std::int64_t>()->default_value(rates.gpus_per_node)->value_name("N"),
                                       "GPUs that a node's own links join")(
+      "activations", po::value<std::string>()->default_value("auto")->value_name("auto|resident|parked"),
+      "as for quantize")("gpu-memory", po::value<double>()->default_value(80)->value_name("GB"),
+                         "of a GPU: for --activations auto")(
       "read", po::value<double>()->default_value(2)->value_name("GB/s"), "rate at which weights are read");
   return options;
 }
@@ -207,13 +252,20 @@ int plan_command(const Arguments& arguments) {
   std::vector<int> ranks{1, 2, 4, 8, 16, 64};
   if (line.has("ranks")) {
     ranks = line.get<std::vector<int>>("ranks");
+    if (std::any_of(ranks.begin(), ranks.end(), [](int count) { return count < 1 || count > 65536; })) {
+      throw Error(ErrorKind::usage, "--ranks: expected numbers from 1 to 65,536");
+    }
   }
-  pipeline::PlanRequest request{.stages = static_cast<int>(positive_count(line, "stages")),
-                                .samples = positive_count(line, "samples"),
-                                .seqlen = positive_count(line, "seqlen"),
-                                .partition = {.leaves = static_cast<int>(positive_count(line, "hessian-leaves")),
-                                              .panel_columns = positive_count(line, "panel-columns"),
-                                              .row_tile = positive_count(line, "row-tile")}};
+  pipeline::PlanRequest request{
+      .stages = static_cast<int>(positive_count(line, "stages")),
+      .samples = positive_count(line, "samples"),
+      .seqlen = positive_count(line, "seqlen"),
+      .partition = {.leaves = static_cast<int>(positive_count(line, "hessian-leaves")),
+                    .panel_columns = positive_count(line, "panel-columns"),
+                    .row_tile = positive_count(line, "row-tile")},
+      .activations = pipeline::activations_from_name(line.get<std::string>("activations")),
+      .available = pipeline::MemoryBytes{.device = static_cast<std::int64_t>(positive(line, "gpu-memory") * 1e9),
+                                         .host = std::numeric_limits<std::int64_t>::max()}};
   if (comm::launcher_rank() != 0) {
     return 0;  // started under mpirun: one process is enough
   }
@@ -232,12 +284,18 @@ int plan_command(const Arguments& arguments) {
       }
     }
     print_measured(runs, models, machine);
+    if (line.has("ceilings")) {
+      const auto& path = line.get<std::string>("ceilings");
+      print_floors(runs, models, pipeline::ceilings_of(io::read_json(path), path));
+    }
   }
   const int bits = static_cast<int>(positive_count(line, "bits"));
   const double read_bytes = positive(line, "read") * 1e9;
   if (line.has("model")) {
     const auto& name = line.get<std::string>("model");
-    print_predictions(name, model_named(name), request, ranks, machine, bits, read_bytes);
+    const auto model = model_named(name);
+    request.memory = memory_settings(model, bits);
+    print_predictions(name, model, request, ranks, machine, bits, read_bytes);
     return 0;
   }
   std::vector<std::string> seen;
@@ -247,6 +305,7 @@ int plan_command(const Arguments& arguments) {
       request.samples = runs[i].samples;
       request.seqlen = runs[i].seqlen;
       request.partition = runs[i].partition;
+      request.memory = memory_settings(models[i], runs[i].bits);
       print_predictions(runs[i].model, models[i], request, ranks, machine, runs[i].bits, read_bytes);
     }
   }

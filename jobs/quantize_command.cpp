@@ -8,6 +8,7 @@
 #include <iostream>
 
 #include "io/model_lookup.hpp"
+#include "jobs/artifact_options.hpp"
 #include "jobs/commands.hpp"
 #include "jobs/console.hpp"
 #include "jobs/session.hpp"
@@ -54,9 +55,7 @@ po::options_description model_options() {
       "Default: separate for c4 by name, else packed")(
       "report", po::value<std::string>()->value_name("FILE"),
       "write the run's account (layers, losses, seconds) as JSON; WORK/report.json is always written")(
-      "no-merge", po::bool_switch(), "end with the shards; gptq-dist merge WORK makes the artifact later")(
-      "max-shard-size", po::value<double>()->default_value(4)->value_name("GB"),
-      "largest file of weights in the artifact");
+      "no-merge", po::bool_switch(), "end with the shards; gptq-dist merge WORK makes the artifact later");
   return options;
 }
 
@@ -120,6 +119,9 @@ po::options_description expert_options() {
       "* tokens computed together")("solver-precision",
                                     po::value<std::string>()->default_value("f32")->value_name("f32|f64"),
                                     "* arithmetic of factorization and solve")(
+      "activations", po::value<std::string>()->default_value("auto")->value_name("auto|resident|parked"),
+      "where the inputs of linears live for all calibration tokens: on the device; or in page-locked host memory, "
+      "brought to the device beside the work. auto: parked where they do not fit on the device. Results are the same")(
       "allow-mixed", po::bool_switch(), "continue shards made by another version of the program, backend or BLAS");
   return options;
 }
@@ -257,6 +259,7 @@ pipeline::QuantizeConfig quantize_config(const CommandLine& line) {
   }
   config.calibration = calibration_request(line);
   config.micro_batch_tokens = positive<std::int64_t>(line, "micro-batch-tokens");
+  config.activations = pipeline::activations_from_name(line.get<std::string>("activations"));
   config.true_sequential = choose(line, "true-sequential", "no-true-sequential", true);
   const auto& propagate = line.get<std::string>("propagate");
   if (propagate != "quantized" && propagate != "float") {
@@ -277,7 +280,8 @@ pipeline::QuantizeConfig quantize_config(const CommandLine& line) {
   if (line.has("checkpoint-activations")) {
     config.snapshot_every = snapshot_interval(line.get<std::string>("checkpoint-activations"));
   }
-  config.max_shard_bytes = static_cast<std::int64_t>(positive<double>(line, "max-shard-size") * 1e9);
+  config.format = artifact_format(line);
+  config.max_shard_bytes = max_shard_bytes(line);
   return config;
 }
 
@@ -372,6 +376,7 @@ void print_summary(const pipeline::QuantizeSummary& summary, const pipeline::Qua
 int quantize_command(const Arguments& arguments) {
   CommandLine line("quantize", usage);
   line.add(model_options());
+  line.add(artifact_options());
   line.add(restart_options());
   line.add(quantizer_options());
   line.add(expert_options());

@@ -1,38 +1,137 @@
 #include "pipeline/artifact.hpp"
 
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <unordered_map>
+
+#include "io/artifact/companions.hpp"
+#include "io/json_file.hpp"
 #include "pipeline/fingerprint.hpp"
+#include "pipeline/gguf_artifact.hpp"
 #include "version.hpp"
 
 namespace gptqd::pipeline {
 
-nlohmann::json quantization_config(const nlohmann::json& fingerprint, const ModelSpec& model) {
-  const auto& spec = fingerprint.at("spec");
-  const bool symmetric = spec.at("symmetric");
-  const bool dynamic = spec.at("act_order") == "dynamic";
-  nlohmann::json groups = nlohmann::json::array();
+namespace {
+
+/// Linears of a block that share an input, by their names within the block.
+std::vector<std::vector<std::string>> groups_of_block(const ModelSpec& model) {
+  std::vector<std::vector<std::string>> groups;
   const auto& block = model.blocks.front();
   for (const Phase phase : phases) {
-    nlohmann::json names = nlohmann::json::array();
+    auto& names = groups.emplace_back();
     for (const auto& linear : block.group(phase)) {
       names.push_back(linear.module.substr(block.prefix.size()));
     }
-    groups.push_back(std::move(names));
   }
-  return {{"quant_method", "gptq"},
-          {"bits", spec.at("bits")},
-          {"group_size", spec.at("group_size")},
-          {"desc_act", dynamic},
-          {"sym", symmetric},
-          {"lm_head", false},
-          {"checkpoint_format", symmetric ? "gptq" : "gptq_v2"},
-          {"pack_dtype", "int32"},
-          {"true_sequential", fingerprint.at("true_sequential")},
-          {"static_groups", spec.at("act_order") == "static"},
-          {"damp_percent", spec.at("damping")},
-          {"modules_in_block_to_quantize", std::move(groups)},
-          {"meta",
-           {{"quantizer", {fmt::format("gptq-dist:{}", version)}}, {"fingerprint", fingerprint_hash(fingerprint)}}}};
+  return groups;
 }
+
+/// The model's linears outside its blocks, as the model's classes name them (which `ignore` lists go by).
+std::vector<std::string> linears_outside_blocks(const ModelSpec& model) {
+  std::vector<std::string> names{"lm_head"};
+  for (const auto& linear : {model.project_in, model.project_out}) {
+    if (linear) {
+      names.push_back(linear->module.starts_with("decoder.") ? "model." + linear->module : linear->module);
+    }
+  }
+  return names;
+}
+
+/// Layers of shards one at a time. A shard is read whole, when the first of its layers is asked for, and dropped with
+/// its last one; at most two are held, the one that is being used up and the next.
+class ShardLayers {
+ public:
+  ShardLayers(const io::ShardStore& store, std::string fingerprint, std::function<void(const io::BlockShard&)> seen)
+      : store_(store), fingerprint_(std::move(fingerprint)), seen_(std::move(seen)) {}
+
+  io::PackedLinear read(std::int64_t block, const std::string& module) {
+    const auto held = hold(block);
+    const std::lock_guard lock(held->mutex);
+    if (!held->read || held->taken[module]) {  // a layer cut by the end of a file is asked for twice
+      load(*held, block);
+    }
+    const auto found = std::find_if(held->shard.linears.begin(), held->shard.linears.end(),
+                                    [&](const io::PackedLinear& linear) { return linear.name == module; });
+    if (found == held->shard.linears.end()) {
+      throw Error(ErrorKind::input, fmt::format("{} lacks the module {}", store_.shard_path(block).string(), module));
+    }
+    held->taken[module] = true;
+    return std::move(*found);
+  }
+
+ private:
+  struct Held {
+    std::mutex mutex;
+    bool read = false;
+    io::BlockShard shard;
+    std::unordered_map<std::string, bool> taken;
+  };
+
+  std::shared_ptr<Held> hold(std::int64_t block) {
+    const std::lock_guard lock(mutex_);
+    auto& held = held_[block];
+    if (held == nullptr) {
+      held = std::make_shared<Held>();
+    }
+    auto result = held;
+    while (held_.size() > 2) {
+      held_.erase(held_.begin()->first == block ? std::prev(held_.end()) : held_.begin());
+    }
+    return result;
+  }
+
+  void load(Held& held, std::int64_t block) {
+    held.shard = {};  // before the next is read
+    held.taken.clear();
+    held.shard = read_shard(store_, block, fingerprint_);
+    held.read = true;
+    io::BlockShard account{.block = block,
+                           .fingerprint = held.shard.fingerprint,
+                           .spec = held.shard.spec,
+                           .linears = {},
+                           .run = held.shard.run};
+    for (const auto& linear : held.shard.linears) {
+      account.linears.emplace_back().name = linear.name;
+      account.linears.back().record = linear.record;
+    }
+    const std::lock_guard lock(mutex_);
+    if (!seen_blocks_[block]) {
+      seen_blocks_[block] = true;
+      seen_(account);
+    }
+  }
+
+  const io::ShardStore& store_;
+  std::string fingerprint_;
+  std::function<void(const io::BlockShard&)> seen_;
+  std::mutex mutex_;
+  std::map<std::int64_t, std::shared_ptr<Held>> held_;
+  std::map<std::int64_t, bool> seen_blocks_;
+};
+
+nlohmann::ordered_json config_of(const std::filesystem::path& folder) {
+  auto config = io::read_ordered_json(folder / "config.json");
+  config.erase("quantization_config");
+  return config;
+}
+
+/// What a GPTQ checkpoint says of how its codes were found.
+nlohmann::json facts_of(const io::ArtifactReader& reader, const std::filesystem::path& folder) {
+  if (const auto provenance = io::read_provenance(folder)) {
+    return provenance->at("facts");
+  }
+  nlohmann::json facts = nlohmann::json::object();
+  for (const char* key : {"damp_percent", "true_sequential", "static_groups", "meta"}) {
+    if (reader.quantization_config().contains(key)) {
+      facts[key] = reader.quantization_config().at(key);
+    }
+  }
+  return facts;
+}
+
+}  // namespace
 
 std::vector<std::vector<std::string>> quantized_modules(const ModelSpec& model) {
   std::vector<std::vector<std::string>> modules;
@@ -45,25 +144,119 @@ std::vector<std::vector<std::string>> quantized_modules(const ModelSpec& model) 
   return modules;
 }
 
-io::ArtifactSummary write_artifact(const io::ShardStore& store, const nlohmann::json& fingerprint,
-                                   const ModelSpec& model, const io::CheckpointReader& source,
-                                   const std::filesystem::path& out, std::int64_t max_shard_bytes,
-                                   const std::function<void(const io::BlockShard&)>& seen) {
-  const std::string hash = fingerprint_hash(fingerprint);
-  return io::write_gptq_checkpoint({.source = &source,
-                                    .source_folder = source.folder(),
-                                    .out = out,
-                                    .quantization_config = quantization_config(fingerprint, model),
-                                    .v1 = fingerprint.at("spec").at("symmetric").get<bool>(),
-                                    .block_linears = quantized_modules(model),
-                                    .read_block =
-                                        [&](std::int64_t block) {
-                                          auto shard = read_shard(store, block, hash);
-                                          seen(shard);
-                                          return shard;
-                                        },
-                                    .max_shard_bytes = max_shard_bytes,
-                                    .progress = {}});
+io::ArtifactFormat default_format(const nlohmann::json& fingerprint) {
+  return fingerprint.at("spec").at("symmetric").get<bool>() ? io::ArtifactFormat::gptq : io::ArtifactFormat::gptq_v2;
+}
+
+io::ArtifactContent content_of_source(const nlohmann::json& fingerprint, const Source& source) {
+  const auto& spec = fingerprint.at("spec");
+  io::ArtifactContent content;
+  content.folder = source.tensors->folder();
+  content.config = config_of(content.folder);
+  content.dtype = source.model.dtype;
+  content.tensors = source.tensors.get();
+  content.settings = {.bits = spec.at("bits"),
+                      .group_size = spec.at("group_size"),
+                      .sym = spec.at("symmetric"),
+                      .reordered = spec.at("act_order") == "dynamic" && spec.at("group_size") != -1};
+  std::unordered_map<std::string, bool> packed;
+  for (const auto& block : source.model.blocks) {
+    auto& layers = content.blocks.emplace_back();
+    for (const auto& linear : block.linears()) {
+      layers.push_back(
+          {.module = linear.module, .rows = linear.rows, .cols = linear.cols, .settings = content.settings});
+      packed[linear.weight_name()] = true;
+    }
+  }
+  for (const auto& name : source.tensors->names()) {
+    if (!packed.contains(name)) {
+      content.passing.push_back(name);
+    }
+  }
+  content.float_linears = linears_outside_blocks(source.model);
+  content.groups_of_block = groups_of_block(source.model);
+  content.facts = {
+      {"true_sequential", fingerprint.at("true_sequential")},
+      {"static_groups", spec.at("act_order") == "static"},
+      {"damp_percent", spec.at("damping")},
+      {"meta",
+       {{"quantizer", {fmt::format("gptq-dist:{}", version)}}, {"fingerprint", fingerprint_hash(fingerprint)}}}};
+  return content;
+}
+
+io::ArtifactContent content_of_shards(const io::ShardStore& store, const nlohmann::json& fingerprint,
+                                      const Source& source, std::function<void(const io::BlockShard&)> seen) {
+  auto content = content_of_source(fingerprint, source);
+  auto shards = std::make_shared<ShardLayers>(store, fingerprint_hash(fingerprint), std::move(seen));
+  content.read_layer = [shards = std::move(shards), modules = quantized_modules(source.model)](std::int64_t block,
+                                                                                               std::int64_t layer) {
+    return shards->read(block, modules.at(static_cast<std::size_t>(block)).at(static_cast<std::size_t>(layer)));
+  };
+  return content;
+}
+
+io::ArtifactContent content_of_artifact(const io::ArtifactReader& reader, const std::filesystem::path& folder,
+                                        const ModelSpec& model) {
+  io::ArtifactContent content;
+  content.folder = folder;
+  content.config = config_of(folder);
+  content.dtype = model.dtype;
+  content.tensors = &reader.tensors();
+  content.passing = reader.passing_names();
+  content.float_linears = linears_outside_blocks(model);
+  content.groups_of_block = groups_of_block(model);
+  content.facts = facts_of(reader, folder);
+  bool first = true;
+  bool reordered = false;
+  for (const auto& block : model.blocks) {
+    auto& layers = content.blocks.emplace_back();
+    for (const auto& linear : block.linears()) {
+      if (!reader.has_linear(linear.module)) {
+        content.float_linears.push_back(linear.module);
+        continue;
+      }
+      layers.push_back(reader.layer(linear.module));
+      if (layers.back().rows != linear.rows || layers.back().cols != linear.cols) {
+        throw Error(ErrorKind::input, fmt::format("{}: packed as [{}, {}], config.json says [{}, {}]", linear.module,
+                                                  layers.back().rows, layers.back().cols, linear.rows, linear.cols));
+      }
+      if (std::exchange(first, false)) {
+        content.settings = layers.back().settings;
+      }
+      reordered = reordered || layers.back().settings.reordered;
+    }
+  }
+  content.settings.reordered = reordered;
+  std::size_t known = 0;
+  for (const auto& block : content.blocks) {
+    known += block.size();
+  }
+  if (const auto names = reader.linear_names(); names.size() != known) {
+    throw Error(ErrorKind::input, fmt::format("{} has {} packed modules, of which {} are linears of the blocks that "
+                                              "config.json describes; the others cannot be converted",
+                                              folder.string(), names.size(), known));
+  }
+  content.read_layer = [&reader, blocks = content.blocks](std::int64_t block, std::int64_t layer) {
+    auto linear =
+        reader.read_linear(blocks.at(static_cast<std::size_t>(block)).at(static_cast<std::size_t>(layer)).module);
+    if (reader.format() == io::ArtifactFormat::gptq && !linear.sym &&
+        std::find(linear.zeros.begin(), linear.zeros.end(), 0) != linear.zeros.end()) {
+      throw Error(ErrorKind::input,
+                  fmt::format("{}: has stored zeros of {} in a gptq (v1) checkpoint, which some engines read as {} and "
+                              "others as 0; convert it with the tool that made it",
+                              linear.name, (1 << linear.bits) - 1, 1 << linear.bits));
+    }
+    return linear;
+  };
+  return content;
+}
+
+std::unique_ptr<io::ArtifactWriter> make_artifact_writer(io::ArtifactFormat format, const io::ArtifactContent& content,
+                                                         const ModelSpec& model, const io::ArtifactOptions& options) {
+  if (format == io::ArtifactFormat::gguf) {
+    return make_gguf_writer(content, model, options);
+  }
+  return io::make_folder_writer(format, content, options);
 }
 
 io::BlockShard read_shard(const io::ShardStore& store, std::int64_t block, const std::string& fingerprint) {

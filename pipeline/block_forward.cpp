@@ -254,8 +254,10 @@ AnyView<2> Head::input(AnyView<2> hidden) {
   return projected;
 }
 
-void Head::cross_entropy(AnyView<2> hidden, ConstTensorView<std::int32_t, 1> targets, TensorView<double, 1> nll) {
-  backend_.cross_entropy(stream_, {.x = input(hidden), .head = table(), .targets = targets, .nll = nll});
+AnyView<2> Head::cross_entropy(AnyView<2> hidden, ConstTensorView<std::int32_t, 1> targets, TensorView<double, 1> nll) {
+  const auto x = input(hidden);
+  backend_.cross_entropy(stream_, {.x = x, .head = table(), .targets = targets, .nll = nll});
+  return x;
 }
 
 }  // namespace gptqd::pipeline

@@ -78,8 +78,8 @@ class Head {
   /// Final norm and projection: the rows that the head multiplies. The view stays valid until the next call.
   /// @param hidden  [tokens, hidden], normalized in place
   AnyView<2> input(AnyView<2> hidden);
-  /// nll[t] of targets[t] (−1: none), see CrossEntropyArgs.
-  void cross_entropy(AnyView<2> hidden, ConstTensorView<std::int32_t, 1> targets, TensorView<double, 1> nll);
+  /// nll[t] of targets[t] (−1: none), see CrossEntropyArgs. Returns input(hidden).
+  AnyView<2> cross_entropy(AnyView<2> hidden, ConstTensorView<std::int32_t, 1> targets, TensorView<double, 1> nll);
   /// [vocabulary, embedding_width], compute dtype.
   ConstAnyView<2> table() const { return head_.any_view<2>(dtype_, {model_.vocabulary, model_.embedding_width}); }
 

@@ -12,8 +12,6 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-bool is_wide(Phase phase) { return phase == Phase::attention_out || phase == Phase::mlp_out; }
-
 std::optional<Phase> phase_before(std::optional<Phase> phase) {
   if (!phase) {
     return phases.back();
@@ -59,16 +57,13 @@ BlockQuantizer::BlockQuantizer(gptq::Team team, const ModelSpec& model, const Pl
       most_rows = std::max(most_rows, batches_.back().rows);
     }
   }
-  std::int64_t widest = 0;
-  for (const auto& block : model.blocks) {
-    widest = std::max({widest, block.input_width(Phase::attention_out), block.input_width(Phase::mlp_out)});
-  }
   forward_ = std::make_unique<BlockForward>(team.backend, team.stream, model, plan.seqlen, most_rows);
-  const std::int64_t rows = samples_.count * plan.seqlen;
-  const std::int64_t element = size_of(forward_->dtype());
-  hidden_ = team.backend.allocate(rows * model.hidden * element);
-  narrow_ = team.backend.allocate(rows * model.hidden * element);
-  wide_ = team.backend.allocate(rows * widest * element);
+  hidden_ = team.backend.allocate(samples_.count * plan.seqlen * model.hidden * size_of(forward_->dtype()));
+  inputs_ = make_phase_inputs(plan.activations, {.backend = team.backend,
+                                                 .stream = team.stream,
+                                                 .batches = batches_,
+                                                 .dtype = forward_->dtype(),
+                                                 .widths = phase_widths(model)});
 }
 
 AnyView<2> BlockQuantizer::hidden() const {
@@ -90,20 +85,20 @@ void BlockQuantizer::embed(const io::TokenWindows& windows, const io::Checkpoint
   team_.stream.synchronize();  // the tables go out of scope, and `windows` is the caller's
 }
 
-AnyView<2> BlockQuantizer::phase_input(const BlockSpec& block, Phase phase, const MicroBatch& batch) const {
-  const std::int64_t width = block.input_width(phase);
-  const Buffer& buffer = is_wide(phase) ? wide_ : narrow_;
-  return buffer.any_view<2>(forward_->dtype(), {batch.rows, width}, batch.row * width * size_of(forward_->dtype()));
-}
-
 void BlockQuantizer::advance_all(const BlockSpec& block, const BlockWeights& weights, std::optional<Phase> phase,
-                                 AnyView<2> hidden) {
-  const auto before = phase_before(phase);
-  for (const auto& batch : batches_) {
-    forward_->advance(block, weights, phase, hidden.slice_rows(batch.row, batch.rows),
-                      before ? ConstAnyView<2>(phase_input(block, *before, batch)) : ConstAnyView<2>(),
-                      phase ? phase_input(block, *phase, batch) : AnyView<2>());
-  }
+                                 AnyView<2> hidden, const Buffer* square_sums) {
+  inputs_->advance(
+      block, phase_before(phase), phase, [&](const MicroBatch& batch, ConstAnyView<2> previous, AnyView<2> input) {
+        forward_->advance(block, weights, phase, hidden.slice_rows(batch.row, batch.rows), previous, input);
+        if (square_sums != nullptr && *square_sums) {
+          const std::int64_t leaf = batch.leaf - leaves_.first;
+          team_.backend.column_square_sums(
+              team_.stream,
+              {.x = input,
+               .sums = square_sums->view<double, 1>({input.cols()}, leaf * input.cols() * size_of(DType::f64)),
+               .accumulate = true});
+        }
+      });
 }
 
 void BlockQuantizer::run_block(const BlockSpec& block, const BlockWeights& weights, AnyView<2> hidden) {
@@ -120,20 +115,36 @@ void BlockQuantizer::replay(const BlockSpec& block, const BlockWeights& weights)
   }
 }
 
-gptq::HessianInput BlockQuantizer::hessian_input(const BlockSpec& block, Phase phase) const {
+Buffer BlockQuantizer::make_square_sums(std::int64_t width) const {
+  if (settings_.spec.order() == gptq::ActOrder::none || leaves_.count == 0) {
+    return {};
+  }
+  Buffer sums = team_.backend.allocate(leaves_.count * width * size_of(DType::f64));
+  team_.backend.fill_zero(team_.stream, sums.data(), sums.bytes());
+  return sums;
+}
+
+gptq::HessianInput BlockQuantizer::hessian_input(const BlockSpec& block, Phase phase, const Buffer& square_sums) const {
   gptq::HessianInput input;
   input.tokens = plan_.tokens();
+  input.upload = inputs_->upload();
+  if (square_sums) {
+    input.square_sums = square_sums.view<const double, 2>({leaves_.count, block.input_width(phase)});
+  }
   for (int leaf = leaves_.first; leaf < leaves_.end(); ++leaf) {
     input.leaves.push_back({.leaf = leaf, .chunks = {}});  // empty where there are fewer samples than leaves
   }
-  // Micro-batches of a leaf lie behind one another.
   const std::int64_t most_rows = team_.backend.preferred_pieces().gram_tokens;
   for (const auto& batch : batches_) {
     auto& chunks = input.leaves[static_cast<std::size_t>(batch.leaf - leaves_.first)].chunks;
-    if (!chunks.empty() && chunks.back().rows() + batch.rows <= most_rows) {
-      chunks.back().shape[0] += batch.rows;
+    const auto x = inputs_->place(block, phase, batch);
+    if (chunks.empty() || chunks.back().rows() + batch.rows > most_rows) {
+      chunks.emplace_back(x);
+    } else if (auto& last = chunks.back().parts.back();
+               static_cast<const std::byte*>(last.data) + last.bytes() == x.data) {
+      last.shape[0] += x.rows();
     } else {
-      chunks.push_back(phase_input(block, phase, batch));
+      chunks.back().parts.push_back(x);
     }
   }
   input.find_non_finite = [this, &block, phase] { return find_non_finite(block, phase); };
@@ -142,7 +153,14 @@ gptq::HessianInput BlockQuantizer::hessian_input(const BlockSpec& block, Phase p
 
 std::optional<std::string> BlockQuantizer::find_non_finite(const BlockSpec& block, Phase phase) const {
   for (const auto& batch : batches_) {
-    const auto view = phase_input(block, phase, batch);
+    auto view = inputs_->place(block, phase, batch);
+    Buffer brought;
+    if (Stream* const upload = inputs_->upload()) {
+      brought = team_.backend.allocate(view.bytes());
+      team_.backend.copy_to_device(*upload, brought.data(), view.data, view.bytes());
+      team_.stream.wait(upload->record());
+      view.data = brought.data();
+    }
     std::vector<float> host(static_cast<std::size_t>(view.size()));
     Buffer as_float = team_.backend.allocate(view.size() * size_of(DType::f32));
     team_.backend.convert(team_.stream, {.x = view, .y = as_float.any_view<2>(DType::f32, view.shape)});
@@ -188,10 +206,12 @@ BlockResult BlockQuantizer::quantize(const BlockSpec& block, BlockWeights& weigh
     entering(phase);
     const auto mark = Clock::now();
     std::optional<gptq::HessianInput> hessian;
+    Buffer square_sums;
     if (forward_) {
-      advance_all(block, weights, phase, through);
+      square_sums = make_square_sums(block.input_width(phase));
+      advance_all(block, weights, phase, through, &square_sums);
       team_.stream.synchronize();
-      hessian = hessian_input(block, phase);
+      hessian = hessian_input(block, phase, square_sums);
     }
     result.seconds.forward += seconds_since(mark);
 

@@ -8,6 +8,7 @@
 #include "io/corpus.hpp"
 #include "io/packed_linear.hpp"
 #include "pipeline/block_forward.hpp"
+#include "pipeline/phase_inputs.hpp"
 #include "pipeline/plan.hpp"
 
 namespace gptqd::pipeline {
@@ -62,16 +63,13 @@ class BlockQuantizer {
                        const std::function<void()>& leaving);
 
  private:
-  struct MicroBatch {
-    int leaf;
-    std::int64_t row;  ///< of this replica's tokens
-    std::int64_t rows;
-    std::int64_t first_sample;  ///< of the whole calibration set
-  };
-  AnyView<2> phase_input(const BlockSpec& block, Phase phase, const MicroBatch& batch) const;
-  void advance_all(const BlockSpec& block, const BlockWeights& weights, std::optional<Phase> phase, AnyView<2> hidden);
+  /// @param square_sums  Σ x² of the phase's inputs by leaf, added to; null: not wanted
+  void advance_all(const BlockSpec& block, const BlockWeights& weights, std::optional<Phase> phase, AnyView<2> hidden,
+                   const Buffer* square_sums = nullptr);
   void run_block(const BlockSpec& block, const BlockWeights& weights, AnyView<2> hidden);
-  gptq::HessianInput hessian_input(const BlockSpec& block, Phase phase) const;
+  /// Zeros for the sums of squares that the order of columns comes from; empty where it needs none.
+  Buffer make_square_sums(std::int64_t width) const;
+  gptq::HessianInput hessian_input(const BlockSpec& block, Phase phase, const Buffer& square_sums) const;
   std::optional<std::string> find_non_finite(const BlockSpec& block, Phase phase) const;
   void install(const BlockSpec& block, BlockWeights& weights, std::span<const gptq::QuantizedLinear> linears);
 
@@ -84,8 +82,7 @@ class BlockQuantizer {
   std::vector<MicroBatch> batches_;
   std::unique_ptr<BlockForward> forward_;
   Buffer hidden_;
-  Buffer narrow_;  ///< inputs of attention_in and mlp_in
-  Buffer wide_;    ///< inputs of attention_out and mlp_out
+  std::unique_ptr<PhaseInputs> inputs_;
 };
 
 /// A quantized linear on its way from the device to a shard.

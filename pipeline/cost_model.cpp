@@ -144,36 +144,41 @@ BlockCost block_cost(const BlockSpec& block, const Plan& plan, const MachineRate
   return cost;
 }
 
-RankMemory rank_memory(const ModelSpec& model, const Plan& plan, std::int64_t element_bytes) {
-  const auto& block = model.blocks.front();
-  RankMemory memory;
-  std::int64_t widest = 0;
-  std::int64_t weights = 0;
+Ceilings ceilings_of(const nlohmann::json& bench, const std::string& path) {
+  const auto results = io::get<nlohmann::json>(bench, "results", path);
+  const auto rate = [&](std::string_view operation) {
+    for (const auto& row : results) {
+      if (io::get<std::string>(row, "operation", path) == operation) {
+        return io::get<double>(row, "rate", path) * 1e12;
+      }
+    }
+    throw Error(ErrorKind::input,
+                fmt::format("{}: got no result \"{}\", expected what gptqd_kernel_bench --json writes "
+                            "on a GPU",
+                            path, operation));
+  };
+  return {.half_flops = rate("ceiling: BF16 GEMM"),
+          .float_flops = rate("ceiling: F32 GEMM"),
+          .copy_bytes = rate("ceiling: copy")};
+}
+
+BlockCost block_floor(const BlockSpec& block, const Plan& plan, const Ceilings& ceilings) {
+  BlockCost floor;
+  const double tokens = as_double(plan.tokens());
+  const double accurate_flops = std::max(ceilings.float_flops, ceilings.half_flops / 6);
   for (const Phase phase : phases) {
-    const std::int64_t n = block.input_width(phase);
-    std::int64_t rows = 0;
+    const double cols = as_double(block.input_width(phase));
+    double rows = 0;
     for (const auto& linear : block.group(phase)) {
-      rows += linear.rows;
+      rows += as_double(linear.rows);
     }
-    weights += rows * n;
-    if (phase == Phase::attention_out || phase == Phase::mlp_out) {
-      widest = std::max(widest, n);
-    }
-    const gptq::PanelLayout layout(n, plan.partition.panel_columns);
-    std::int64_t own = 0;
-    std::int64_t largest = 0;
-    for (int k = 0; k < layout.count(); ++k) {
-      const auto shape = layout.at(k);
-      const auto bytes = shape.rows * shape.cols * static_cast<std::int64_t>(sizeof(float));
-      own += k % plan.grid.replicas == 0 ? bytes : 0;
-      largest = std::max(largest, bytes);
-    }
-    memory.square = std::max(memory.square, 2 * own + 2 * largest);
-    memory.rows = std::max(memory.rows, 3 * most_rows(plan, rows) * n * static_cast<std::int64_t>(sizeof(float)));
+    floor.forward += 2 * tokens * rows * cols / ceilings.half_flops;
+    floor.hessian += tokens * cols * cols / ceilings.half_flops;
+    floor.factor += cols * cols * cols / 3 / accurate_flops;
+    floor.solve += rows * cols * cols / accurate_flops;
   }
-  memory.activations = most_tokens(plan) * (2 * model.hidden + widest) * element_bytes;
-  memory.weights = 2 * weights * element_bytes;
-  return memory;
+  floor.forward += 2 * tokens * as_double(plan.seqlen) * as_double(block.attention.query_width()) / ceilings.half_flops;
+  return floor;
 }
 
 MeasuredRun measured_run(const nlohmann::json& report, const std::string& path) {
@@ -192,6 +197,9 @@ MeasuredRun measured_run(const nlohmann::json& report, const std::string& path) 
                    .panel_columns = io::get<std::int64_t>(partition, "panel_columns", path),
                    .row_tile = io::get<std::int64_t>(partition, "row_tile", path)};
   run.bits = io::get<int>(io::get<nlohmann::json>(fingerprint, "spec", path), "bits", path);
+  if (const auto where = activations_from_name(io::get_or<std::string>(report, "activations", "resident", path))) {
+    run.activations = *where;
+  }
   for (const auto bytes : io::get<std::vector<std::int64_t>>(report, "peak_bytes_per_rank", path)) {
     run.peak_bytes = std::max(run.peak_bytes, bytes);
   }

@@ -1,5 +1,5 @@
 #pragma once
-/// @file How long a block takes and how much memory a rank needs, on GPUs, before anything runs: from rates.
+/// @file How long a block takes on GPUs, before anything runs: from rates.
 #include <array>
 #include <cstdint>
 #include <nlohmann/json.hpp>
@@ -57,17 +57,19 @@ inline constexpr std::array block_stages{Stage{"forward", &BlockCost::forward}, 
 /// From shares of work, rates, and the order of the distributed factorization played through panel by panel.
 BlockCost block_cost(const BlockSpec& block, const Plan& plan, const MachineRates& rates, int bits);
 
-/// Device memory of one rank, in bytes.
-struct RankMemory {
-  std::int64_t activations = 0;  ///< hidden states and the inputs of phases
-  std::int64_t weights = 0;      ///< of this block and the next
-  std::int64_t square = 0;       ///< H and L by panels with those on their way: what is of cols² size, at its most
-  std::int64_t rows = 0;         ///< own rows of W, their errors, the errors of rounding
-
-  std::int64_t total() const { return activations + weights + std::max(square, rows + square / 2); }
+/// What one GPU does at most, as gptqd_kernel_bench measures it.
+struct Ceilings {
+  double half_flops = 0;   ///< GEMM of bf16
+  double float_flops = 0;  ///< GEMM of fp32
+  double copy_bytes = 0;   ///< device memory, read and written
 };
-/// @param element_bytes  of an activation and a weight
-RankMemory rank_memory(const ModelSpec& model, const Plan& plan, std::int64_t element_bytes);
+/// @param bench  what gptqd_kernel_bench --json writes
+/// @throws Error (input) naming `path` and what is missing
+Ceilings ceilings_of(const nlohmann::json& bench, const std::string& path);
+/// The arithmetic of a block at the ceilings, on one GPU, T tokens, linears [m, n]: forward 2Tmn and the causal half of
+/// attention, and H Tn² (its lower half), at half_flops; factorization n³/3 and solve mn² at the rate of fp32 accuracy:
+/// float_flops, or six bf16 products if those are faster. Stages without arithmetic to speak of are 0.
+BlockCost block_floor(const BlockSpec& block, const Plan& plan, const Ceilings& ceilings);
 
 /// What a finished run's report says of its speed.
 struct MeasuredRun {
@@ -80,6 +82,7 @@ struct MeasuredRun {
   std::int64_t micro_batch_samples = 1;
   gptq::Partition partition;
   int bits = 4;
+  Activations activations = Activations::resident;
   std::int64_t peak_bytes = 0;  ///< of the rank with most
   BlockCost mean;               ///< stages on average over ranks and blocks; no exchange
   double wall = 0;              ///< from block to block on average, at the slowest rank

@@ -6,8 +6,9 @@
 #include <cstring>
 
 #include "comm/communicator.hpp"
-#include "io/gptq_checkpoint.hpp"
+#include "io/artifact/artifact_reader.hpp"
 #include "io/json_file.hpp"
+#include "io/safetensors.hpp"
 #include "pipeline/block_forward.hpp"
 #include "pipeline/block_loader.hpp"
 #include "pipeline/family.hpp"
@@ -23,7 +24,8 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 /// A float folder or an artifact, open.
 struct OpenModel {
   std::filesystem::path path;
-  std::optional<io::GptqArtifact> artifact;
+  std::unique_ptr<io::ArtifactReader> artifact;
+  int bits = 0;  ///< of the artifact's layers
   std::unique_ptr<io::CheckpointReader> folder;
   ModelSpec spec;
 
@@ -33,8 +35,10 @@ struct OpenModel {
 OpenModel open_model(const std::filesystem::path& path) {
   return with_context(fmt::format("reading model {}", path.string()), [&] {
     OpenModel model{.path = path, .artifact = {}, .folder = {}, .spec = {}};
-    if (io::GptqArtifact::is_artifact(path)) {
-      model.artifact = io::GptqArtifact::open(path);
+    if (io::ArtifactReader::is_artifact(path)) {
+      model.artifact = io::ArtifactReader::open(path);
+      const auto names = model.artifact->linear_names();
+      model.bits = names.empty() ? 0 : model.artifact->settings(names.front()).bits;
     } else {
       model.folder = io::CheckpointReader::open(path);
     }
@@ -106,6 +110,7 @@ class Evaluator {
         texts_(texts),
         seqlen_(texts.front().seqlen),
         note_(note),
+        keeps_logits_(!config.logits.empty()),
         stream_(backend.create_stream()),
         communicator_(comm::make_communicator(world.group(), backend)) {
     const auto most_tokens =
@@ -131,12 +136,9 @@ class Evaluator {
       const auto losses = run_pass(pass);
       own.insert(own.end(), losses.begin(), losses.end());
     }
-    std::vector<double> all;
-    for (const auto& part : world_.group().all_gather_bytes(std::as_bytes(std::span(own)), "losses")) {
-      const auto before = all.size();
-      all.resize(before + part.size() / sizeof(double));
-      std::memcpy(all.data() + before, part.data(), part.size());
-    }
+    const auto gathered = gather(std::as_bytes(std::span(own)), "losses");
+    std::vector<double> all(gathered.size() / sizeof(double));
+    std::memcpy(all.data(), gathered.data(), gathered.size());
     std::vector<std::vector<double>> by_text;
     auto next = all.begin();
     for (const auto& text : texts_) {
@@ -146,7 +148,32 @@ class Evaluator {
     return by_text;
   }
 
+  /// After run(), writes the logits of all windows. Collective; rank 0 writes.
+  void write_logits(const std::filesystem::path& path) {
+    const auto all = gather(logits_, "logits");
+    if (world_.rank() != 0) {
+      return;
+    }
+    const auto& windows = texts_.front();
+    io::SafetensorsWriter writer(path, {{.name = "input_ids", .dtype = DType::i32, .shape = {windows.samples, seqlen_}},
+                                        {.name = "logits",
+                                         .dtype = backend_.compute_dtype(model_.spec.dtype),
+                                         .shape = {windows.samples, seqlen_, model_.spec.vocabulary}}});
+    writer.append("input_ids", std::as_bytes(std::span(windows.ids)));
+    writer.append("logits", all);
+    writer.commit();
+  }
+
  private:
+  /// Every rank's bytes, in the ranks' order, which is the windows'.
+  std::vector<std::byte> gather(std::span<const std::byte> own, const char* what) {
+    std::vector<std::byte> all;
+    for (const auto& part : world_.group().all_gather_bytes(own, what)) {
+      all.insert(all.end(), part.begin(), part.end());
+    }
+    return all;
+  }
+
   std::span<const std::int32_t> ids_of(const Batch& batch) const {
     return std::span(texts_[batch.text].ids)
         .subspan(static_cast<std::size_t>(batch.first_window * seqlen_),
@@ -201,7 +228,7 @@ class Evaluator {
          .progress = world_.progress(),
          .model = model,
          .tensors = model_.tensors()},
-        [&](std::int64_t) { return packed; }, artifact ? artifact->bits() : 0,
+        [&](std::int64_t) { return packed; }, model_.bits,
         [&](std::int64_t block) { return static_cast<int>(block % world_.size()); });
     for (std::int64_t b = 0; b < std::ssize(model.blocks); ++b) {
       world_.set_activity(fmt::format("evaluating block {}", b));
@@ -233,7 +260,11 @@ class Evaluator {
       const auto targets_host = next_tokens(ids_of(batch), seqlen_);
       const Buffer targets = upload(targets_host);
       const Buffer nll = backend_.allocate(tokens * size_of(DType::f64));
-      head.cross_entropy(hidden_of(batch), targets.view<std::int32_t, 1>({tokens}), nll.view<double, 1>({tokens}));
+      const auto x =
+          head.cross_entropy(hidden_of(batch), targets.view<std::int32_t, 1>({tokens}), nll.view<double, 1>({tokens}));
+      if (keeps_logits_) {
+        append_logits(x, head.table());
+      }
       std::vector<double> host(static_cast<std::size_t>(tokens));
       backend_.copy_to_host(*stream_, host.data(), nll.data(), nll.bytes());
       stream_->synchronize();
@@ -246,6 +277,18 @@ class Evaluator {
       }
     }
     return losses;
+  }
+
+  /// Adds x·headᵀ to the logits on the host.
+  void append_logits(ConstAnyView<2> x, ConstAnyView<2> table) {
+    const Buffer logits = backend_.allocate(x.rows() * table.rows() * size_of(x.dtype));
+    backend_.linear(
+        *stream_,
+        {.x = x, .weight = table, .bias = std::nullopt, .y = logits.any_view<2>(x.dtype, {x.rows(), table.rows()})});
+    const auto before = logits_.size();
+    logits_.resize(before + static_cast<std::size_t>(logits.bytes()));
+    backend_.copy_to_host(*stream_, logits_.data() + before, logits.data(), logits.bytes());
+    stream_->synchronize();
   }
 
   /// A line now and then.
@@ -269,9 +312,11 @@ class Evaluator {
   const std::vector<io::TokenWindows>& texts_;
   std::int64_t seqlen_;
   const std::function<void(const std::string&)>& note_;
+  bool keeps_logits_;
   std::unique_ptr<Stream> stream_;
   std::unique_ptr<comm::Communicator> communicator_;
   std::vector<std::vector<Batch>> passes_;
+  std::vector<std::byte> logits_;      ///< [own tokens, vocabulary], when they are kept
   std::int64_t most_rows_ = 0;         ///< of a batch
   std::int64_t most_hidden_rows_ = 0;  ///< of a pass
   Clock::time_point start_ = Clock::now();
@@ -301,15 +346,27 @@ std::vector<io::TokenWindows> common_windows(comm::World& world, const std::vect
   return windows;
 }
 
+/// @throws Error (usage) when the logits are too many to be of use
+void require_small_logits(const ModelSpec& model, const io::TokenWindows& windows) {
+  constexpr double most_bytes = 1e9;
+  const double bytes = static_cast<double>(windows.samples) * static_cast<double>(windows.seqlen) *
+                       static_cast<double>(model.vocabulary) * sizeof(float);
+  if (bytes > most_bytes) {
+    throw Error(ErrorKind::usage,
+                fmt::format("the logits of {} windows of {} tokens with a vocabulary of {} are {:.1f} GB, more than "
+                            "the {:.0f} GB that are written; give --windows or --seqlen",
+                            windows.samples, windows.seqlen, model.vocabulary, bytes / 1e9, most_bytes / 1e9));
+  }
+}
+
 ModelEvaluation summarize(const OpenModel& model, const EvaluationRequest& request,
                           const std::vector<io::TokenWindows>& windows, std::vector<std::vector<double>> losses) {
-  ModelEvaluation result{
-      .model = model.path,
-      .quantized = model.artifact.has_value(),
-      .bits = model.artifact ? model.artifact->bits() : static_cast<int>(8 * size_of(model.spec.dtype)),
-      .weight_bytes = 0,
-      .seconds = 0,
-      .texts = {}};
+  ModelEvaluation result{.model = model.path,
+                         .quantized = model.artifact != nullptr,
+                         .bits = model.artifact ? model.bits : static_cast<int>(8 * size_of(model.spec.dtype)),
+                         .weight_bytes = 0,
+                         .seconds = 0,
+                         .texts = {}};
   for (const auto& file : model.tensors().files()) {
     result.weight_bytes += file.bytes;
   }
@@ -336,16 +393,29 @@ ModelEvaluation summarize(const OpenModel& model, const EvaluationRequest& reque
 std::vector<ModelEvaluation> evaluate(comm::World& world, Backend& backend, const EvaluateConfig& config,
                                       const std::function<void(const std::string& line)>& note) {
   require(!config.models.empty(), "no model to evaluate");
+  const bool writes_logits = !config.logits.empty();
+  if (writes_logits && (config.models.size() > 1 || config.request.sources.size() > 1)) {
+    throw Error(ErrorKind::usage, "--logits takes one model and one text; evaluate the others by themselves");
+  }
   std::vector<OpenModel> models;
   for (const auto& path : config.models) {
     models.push_back(open_model(path));
   }
   const auto windows = common_windows(world, models, config.request);
+  if (writes_logits) {
+    require_small_logits(models.front().spec, windows.front());
+  }
   std::vector<ModelEvaluation> results;
   for (const auto& model : models) {
     const auto start = Clock::now();
-    auto losses = with_context(fmt::format("evaluating {}", model.path.string()),
-                               [&] { return Evaluator(world, backend, model, windows, config, note).run(); });
+    auto losses = with_context(fmt::format("evaluating {}", model.path.string()), [&] {
+      Evaluator evaluator(world, backend, model, windows, config, note);
+      auto by_text = evaluator.run();
+      if (writes_logits) {
+        evaluator.write_logits(config.logits);
+      }
+      return by_text;
+    });
     results.push_back(summarize(model, config.request, windows, std::move(losses)));
     results.back().seconds = seconds_since(start);
     if (results.size() > 1) {

@@ -12,12 +12,16 @@
 namespace gptqd::pipeline {
 
 struct EvaluateConfig {
-  std::vector<std::filesystem::path> models;  ///< float folders or GPTQ artifacts; the others are compared to the first
+  std::vector<std::filesystem::path> models;  ///< float folders or artifacts; the others are compared to the first
   EvaluationRequest request;
   std::int64_t micro_batch_tokens = 4096;
   /// Hidden states that a rank may hold; more windows than that take several passes over the blocks, with equal
   /// results.
   std::int64_t max_hidden_bytes = 8'000'000'000;
+  /// Where the logits go, if not empty: a safetensors file with `input_ids` i32 [windows, seqlen] and `logits`
+  /// [windows, seqlen, vocabulary] in the compute dtype, to be compared with what other engines compute. For one model
+  /// and one text, up to 1 GB.
+  std::filesystem::path logits;
 };
 
 /// perplexity = exp(nll); nll = mean over windows of the mean cross-entropy of the seqlen − 1 predicted tokens, in nats
@@ -48,7 +52,8 @@ struct ModelEvaluation {
 ///
 /// @param note  gets lines on how far it is, on rank 0
 /// @throws Error (input) before anything is computed when a model's tokenizer makes other windows of a text than the
-///         first model's: nothing could be said about a difference then; (usage) for windows of one token
+///         first model's: nothing could be said about a difference then; (usage) for windows of one token, and for
+///         logits of several models or texts or above 1 GB; (io) when the logits cannot be written
 std::vector<ModelEvaluation> evaluate(comm::World& world, Backend& backend, const EvaluateConfig& config,
                                       const std::function<void(const std::string& line)>& note);
 

@@ -40,7 +40,8 @@ void check_tensors(const ModelSpec& spec, const io::CheckpointReader& tensors) {
   for (const auto& [name, shape] : expected_tensors(spec)) {
     // An artifact holds the module packed; its reader checks those tensors.
     const bool is_packed =
-        name.ends_with(weight) && tensors.find(name.substr(0, name.size() - weight.size()) + ".qweight") != nullptr;
+        name.ends_with(weight) && (tensors.find(name.substr(0, name.size() - weight.size()) + ".qweight") != nullptr ||
+                                   tensors.find(name + "_packed") != nullptr);
     if (!is_packed) {
       check_tensor(tensors, name, shape);
     }

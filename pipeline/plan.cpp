@@ -53,35 +53,24 @@ int Plan::owner_of(std::int64_t block) const {
   return static_cast<int>((block - stage_blocks(stage_of(block)).first) % grid.replicas);
 }
 
-std::int64_t Plan::bytes_per_rank(const ModelSpec& model) const {
-  std::int64_t most_rows = 0;
-  for (int replica = 0; replica < grid.replicas; ++replica) {
-    most_rows = std::max(most_rows, replica_samples(replica).count * seqlen);
-  }
-  const auto& block = model.blocks.front();
-  std::int64_t widest = 0;
-  std::int64_t block_weights = 0;
-  for (const auto& linear : block.linears()) {
-    widest = std::max(widest, linear.cols);
-    block_weights += linear.rows * linear.cols;
-  }
-  const std::int64_t activations = most_rows * (2 * model.hidden + widest);
-  const std::int64_t panels = widest * (widest + partition.panel_columns) / 2 * 2 / grid.replicas;
-  // The block's weights twice: as they are, and the next block's, in the checkpoint's type and on their way.
-  return static_cast<std::int64_t>(sizeof(float)) * (activations + panels + 2 * block_weights);
-}
-
 std::string Plan::summary(const ModelSpec& model) const {
   const std::string calibration =
       samples > 0 ? fmt::format("{} samples of {} tokens in {} leaves", samples, seqlen, partition.leaves)
                   : std::string("no calibration");
+  const auto needs = bytes_per_rank(model).most;
+  std::string memory_text = fmt::format("about {:.2f} GB a rank", static_cast<double>(needs.device) / 1e9);
+  if (needs.host > 0) {
+    memory_text += fmt::format(" and {:.2f} GB of host memory", static_cast<double>(needs.host) / 1e9);
+  }
+  if (samples > 0) {
+    memory_text += fmt::format(", activations {}", name_of(activations));
+  }
   return fmt::format(
       "{} blocks, {:.1f} M weights; {} rank{} = {} stage{} x {} replica{}; {}; panels of {} columns, tiles of {} rows; "
-      "about {:.2f} GB a rank",
+      "{}",
       blocks, static_cast<double>(model.parameters()) / 1e6, grid.stages * grid.replicas,
       grid.stages * grid.replicas == 1 ? "" : "s", grid.stages, grid.stages == 1 ? "" : "s", grid.replicas,
-      grid.replicas == 1 ? "" : "s", calibration, partition.panel_columns, partition.row_tile,
-      static_cast<double>(bytes_per_rank(model)) / 1e9);
+      grid.replicas == 1 ? "" : "s", calibration, partition.panel_columns, partition.row_tile, memory_text);
 }
 
 Plan make_plan(const ModelSpec& model, const PlanRequest& request) {
@@ -102,6 +91,17 @@ Plan make_plan(const ModelSpec& model, const PlanRequest& request) {
   }
   plan.micro_batch_samples =
       std::max<std::int64_t>(1, request.micro_batch_tokens / std::max<std::int64_t>(1, request.seqlen));
+  plan.memory = request.memory;
+  if (request.activations) {
+    plan.activations = *request.activations;
+  } else if (request.available) {
+    const auto resident = rank_memory(model, plan, plan.memory, Activations::resident).most;
+    const auto parked = rank_memory(model, plan, plan.memory, Activations::parked).most;
+    // Few tokens take no less when they are parked.
+    if (!fits(resident, *request.available) && parked.device < resident.device) {
+      plan.activations = Activations::parked;
+    }
+  }
   return plan;
 }
 

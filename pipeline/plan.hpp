@@ -1,12 +1,14 @@
 #pragma once
 /// @file Who owns what, in pieces of which size: computed before anything is read, the same on every rank.
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "comm/process_grid.hpp"
 #include "comm/tree_sum.hpp"
 #include "gptq/quant_spec.hpp"
+#include "pipeline/memory_plan.hpp"
 #include "pipeline/model_spec.hpp"
 
 namespace gptqd::pipeline {
@@ -27,6 +29,9 @@ struct PlanRequest {
   std::int64_t seqlen = 0;
   std::int64_t micro_batch_tokens = 4096;
   gptq::Partition partition;
+  MemorySettings memory = {};
+  std::optional<Activations> activations = std::nullopt;  ///< nothing: resident where they fit into what is available
+  std::optional<MemoryBytes> available = std::nullopt;    ///< to each rank; nothing: enough
 };
 
 /// Pure and free of MPI. Nothing that decides bits (leaves, micro-batches, panels, tiles) depends on the ranks.
@@ -38,6 +43,8 @@ struct Plan {
   std::int64_t blocks = 0;
   gptq::Partition partition;
   bool leaves_raised = false;  ///< more replicas than the leaves asked for
+  MemorySettings memory;
+  Activations activations = Activations::resident;
 
   std::int64_t tokens() const { return samples * seqlen; }
   /// Samples of one leaf of the summation tree.
@@ -51,8 +58,8 @@ struct Plan {
   int stage_of(std::int64_t block) const;
   /// Replica of the block's stage that reads it and writes its shard.
   int owner_of(std::int64_t block) const;
-  /// The most memory one rank needs, bytes: hidden states, phase inputs, one block in fp32, own panels twice.
-  std::int64_t bytes_per_rank(const ModelSpec& model) const;
+  /// The most memory one rank needs.
+  RankMemory bytes_per_rank(const ModelSpec& model) const { return rank_memory(model, *this, memory, activations); }
   /// One line for the log.
   std::string summary(const ModelSpec& model) const;
 };

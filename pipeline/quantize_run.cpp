@@ -13,6 +13,7 @@
 #include "io/atomic_file.hpp"
 #include "io/folder_lock.hpp"
 #include "io/json_file.hpp"
+#include "kernels/available_memory.hpp"
 #include "kernels/base/fault_point.hpp"
 #include "kernels/base/human_seconds.hpp"
 #include "pipeline/activation_checkpoint.hpp"
@@ -21,6 +22,7 @@
 #include "pipeline/block_quantizer.hpp"
 #include "pipeline/family.hpp"
 #include "pipeline/fingerprint.hpp"
+#include "pipeline/merge.hpp"
 #include "pipeline/report.hpp"
 #include "pipeline/same_run.hpp"
 #include "pipeline/source.hpp"
@@ -46,14 +48,6 @@ void check_format(const ModelSpec& model, const gptq::QuantSpec& spec) {
   }
 }
 
-nlohmann::json model_identity(const Source& source) {
-  nlohmann::json files = nlohmann::json::array();
-  for (const auto& file : source.tensors->files()) {
-    files.push_back({{"name", file.name}, {"bytes", file.bytes}, {"header", file.header_hash}});
-  }
-  return {{"config", fingerprint_hash(source.config)}, {"files", std::move(files)}};
-}
-
 nlohmann::json make_fingerprint(const Source& source, const Plan& plan, const QuantizeConfig& config,
                                 const gptq::QuantSpec& spec, const std::optional<io::TokenWindows>& windows,
                                 const Backend& backend) {
@@ -72,26 +66,6 @@ nlohmann::json make_fingerprint(const Source& source, const Plan& plan, const Qu
           {"environment", {{"tool", version}, {"backend", backend.describe()}}}};
 }
 
-bool is_filled(const std::filesystem::path& path) {
-  return std::filesystem::exists(path) && !(std::filesystem::is_directory(path) && std::filesystem::is_empty(path));
-}
-
-/// True when OUT is this run's artifact already. @throws Error (usage) when it holds anything else
-bool out_is_complete(const std::filesystem::path& out, const std::string& fingerprint) {
-  if (!is_filled(out)) {
-    return false;
-  }
-  if (std::filesystem::is_directory(out) && std::filesystem::exists(out / "quantize_config.json")) {
-    const auto settings = io::read_json(out / "quantize_config.json");
-    const auto meta = io::get_or<nlohmann::json>(settings, "meta", nlohmann::json::object(), "quantize_config.json");
-    if (meta.value("fingerprint", "") == fingerprint) {
-      return true;
-    }
-  }
-  throw Error(ErrorKind::usage,
-              fmt::format("{} exists and is not this run's result; choose another --out, or remove it", out.string()));
-}
-
 /// Makes the folder that `path` will lie in: a place that cannot be written is noticed before hours of work, not after.
 void require_writable(const std::filesystem::path& path, std::string_view option) {
   const auto place = std::filesystem::absolute(path).lexically_normal();
@@ -105,6 +79,10 @@ void require_writable(const std::filesystem::path& path, std::string_view option
     throw Error(ErrorKind::io, fmt::format("{} {}: nothing can be written there: {}; choose another place", option,
                                            path.string(), error.message()));
   }
+}
+
+MergeOptions merge_options(const QuantizeConfig& config) {
+  return {.out = config.out, .format = config.format, .max_shard_bytes = config.max_shard_bytes};
 }
 
 /// What was found, what is made again, and how long that takes as far as the shards tell.
@@ -191,10 +169,10 @@ Found open_work(comm::World& world, const QuantizeConfig& config, const Source& 
                 fmt::format("--restart fresh: {} exists; remove it, or choose another --out", config.out.string()));
   }
   if (!is_known) {
-    out_is_complete(config.out, fingerprint_hash(wanted));  // refuses what is in the way before a work folder is made
+    artifact_is_complete(merge_options(config), wanted);  // refuses what is in the way before a work folder is made
   } else if (!fresh) {
     found.fingerprint = open_work_folder(config.work, own, config.allow_mixed, observer.note).fingerprint;
-    found.complete = out_is_complete(config.out, fingerprint_hash(found.fingerprint));
+    found.complete = artifact_is_complete(merge_options(config), found.fingerprint);
     if (found.complete) {
       found.valid.assign(source.model.blocks.size(), 1);
       return found;
@@ -203,11 +181,12 @@ Found open_work(comm::World& world, const QuantizeConfig& config, const Source& 
   found.lock = lock_work_folder(world, config.work, observer);
   if (fresh && is_known) {
     discard_work(config.work);
+    write_run_record(config.work, own);
     observer.note(fmt::format("--restart fresh: what {} held is discarded", config.work.string()));
   }
   if (!is_known || fresh) {
     found.fingerprint = open_work_folder(config.work, own, config.allow_mixed, observer.note).fingerprint;
-    found.complete = out_is_complete(config.out, fingerprint_hash(found.fingerprint));
+    found.complete = artifact_is_complete(merge_options(config), found.fingerprint);
   }
   const io::ShardStore store(config.work);
   store.remove_stale_temporaries();
@@ -271,8 +250,12 @@ class StageRun {
               .communicator = *communicator_,
               .group = grid_.replicas_group(),
               .beside = beside_.get()},
-        quantizer_(team_, source.model, plan, grid_.replica(),
-                   {.spec = spec, .true_sequential = config.true_sequential, .propagation = config.propagation}),
+        quantizer_([&] {
+          const auto step = world.long_host_step("taking memory for the activations");  // locking pages takes its time
+          return BlockQuantizer(
+              team_, source.model, plan, grid_.replica(),
+              {.spec = spec, .true_sequential = config.true_sequential, .propagation = config.propagation});
+        }()),
         loader_(
             {.backend = backend,
              .stream = *stream_,
@@ -644,23 +627,6 @@ std::string cause_of_stop(comm::World& world) {
   return known == causes.end() ? "" : std::string(reinterpret_cast<const char*>(known->data()), known->size());
 }
 
-/// Every layer of the run has passed: the fallbacks of blocks that were found count as well.
-void check_fallbacks(const LayerTable& table, std::int64_t most) {
-  if (table.fallbacks() > most) {
-    throw Error(ErrorKind::input, fmt::format("{} linear(s) fell back to round-to-nearest ({}), --max-fallbacks is {}; "
-                                              "the shards are kept: raise it to accept them",
-                                              table.fallbacks(), fmt::join(table.fallback_names(), ", "), most));
-  }
-}
-
-std::int64_t total_bytes(const io::CheckpointReader& tensors) {
-  std::int64_t bytes = 0;
-  for (const auto& file : tensors.files()) {
-    bytes += file.bytes;
-  }
-  return bytes;
-}
-
 /// A synthetic model has no tokenizer: without token files its tokens are generated.
 io::TokenWindows calibration(comm::World& world, const ModelSpec& model, const QuantizeConfig& config) {
   constexpr std::int64_t samples = 128;
@@ -684,46 +650,50 @@ gptq::Partition resolved(gptq::Partition partition, const Backend& backend) {
   return partition;
 }
 
-void require_valid(const io::ShardStore& store, std::int64_t blocks) {
-  for (std::int64_t block = 0; block < blocks; ++block) {
-    const auto state = store.state(block);
-    if (state.status != io::ShardStatus::valid) {
-      throw Error(ErrorKind::input,
-                  fmt::format("block {} is not ready for the merge: {}; run the quantization again to complete it",
-                              block, state.reason));
+MemorySettings memory_settings(const ModelSpec& model, const QuantizeConfig& config, const gptq::QuantSpec& spec,
+                               const Backend& backend) {
+  return {.spec = spec,
+          .kind = backend.memory_kind(),
+          .compute = backend.compute_dtype(model.dtype),
+          .gram_tokens = backend.preferred_pieces().gram_tokens,
+          .keeps_hidden_before_block = !config.true_sequential && config.propagation == Propagation::quantized};
+}
+
+/// The least that a rank has left: the same answer on every rank.
+MemoryBytes available_to_each(comm::World& world, const Backend& backend) {
+  const std::int64_t host = available_host_bytes() / world.local_size();
+  const std::int64_t device = backend.memory_kind() == MemoryKind::host ? host : available_bytes(backend);
+  return {.device = -world.group().all_max(-device, "memory left"),
+          .host = -world.group().all_max(-host, "memory left")};
+}
+
+/// Says it before hours of work, where more than there is may be needed.
+void note_shortage(const Plan& plan, const ModelSpec& model, const MemoryBytes& available,
+                   const RunObserver& observer) {
+  const auto needs = plan.bytes_per_rank(model).most;
+  const auto gigabytes = [](std::int64_t bytes) { return static_cast<double>(bytes) / 1e9; };
+  const auto note = [&](std::int64_t needed, std::int64_t left, std::string_view where) {
+    if (needed > left) {
+      observer.note(
+          fmt::format("a rank needs about {:.2f} GB {} and has {:.2f} GB left: the run may end for want of "
+                      "memory; use more ranks{}, fewer --samples or a shorter --seqlen",
+                      gigabytes(needed), where, gigabytes(left),
+                      plan.activations == Activations::resident ? ", --activations parked" : ""));
     }
-  }
+  };
+  note(needs.device, available.device, plan.memory.kind == MemoryKind::host ? "of memory" : "on its GPU");
+  note(needs.host, available.host, "of page-locked host memory");
 }
 
 /// The account of a run that ends with its shards.
 void read_layers(const io::ShardStore& store, const nlohmann::json& fingerprint, std::int64_t blocks,
                  std::int64_t max_fallbacks, LayerTable& table) {
-  require_valid(store, blocks);
+  require_shards(store, blocks);
   for (std::int64_t block = 0; block < blocks; ++block) {
     table.add(read_shard(store, block, fingerprint_hash(fingerprint)));
     check_fallbacks(table, max_fallbacks);
   }
   store.write_manifest(blocks, fingerprint);
-}
-
-/// Shards to artifact, on one rank.
-QuantizeSummary merge(const io::ShardStore& store, const nlohmann::json& fingerprint, const Source& source,
-                      const std::filesystem::path& out, std::int64_t max_shard_bytes, std::int64_t max_fallbacks,
-                      LayerTable& table, nlohmann::json& files) {
-  require_valid(store, std::ssize(source.model.blocks));
-  store.write_manifest(std::ssize(source.model.blocks), fingerprint);
-  const auto summary = write_artifact(store, fingerprint, source.model, *source.tensors, out, max_shard_bytes,
-                                      [&](const io::BlockShard& shard) {
-                                        table.add(shard);
-                                        check_fallbacks(table, max_fallbacks);
-                                      });
-  for (const auto& file : summary.files) {
-    files.push_back({{"name", file.name}, {"bytes", file.bytes}, {"xxh3_128", file.xxh3_128}});
-  }
-  return {.out = out,
-          .artifact_bytes = summary.bytes,
-          .source_bytes = total_bytes(*source.tensors),
-          .loss_ratio = table.loss_ratio()};
 }
 
 }  // namespace
@@ -744,14 +714,19 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
       spec.dead_diagonal = static_cast<double>(windows->samples) / 2;  // 1 on the scale of 2/N XᵀX
     }
   }
+  const MemoryBytes available = available_to_each(world, backend);
   const Plan plan = make_plan(source.model, {.ranks = world.size(),
                                              .stages = config.stages,
                                              .samples = windows ? windows->samples : 0,
                                              .seqlen = windows ? windows->seqlen : 0,
                                              .micro_batch_tokens = config.micro_batch_tokens,
-                                             .partition = resolved(config.partition, backend)});
+                                             .partition = resolved(config.partition, backend),
+                                             .memory = memory_settings(source.model, config, spec, backend),
+                                             .activations = config.activations,
+                                             .available = available});
   if (world.rank() == 0) {
     observer.note(plan.summary(source.model));
+    note_shortage(plan, source.model, available, observer);
     if (plan.leaves_raised) {
       observer.note(fmt::format(
           "--hessian-leaves raised to {}, one a rank at least: the bytes differ from those of a run with fewer ranks",
@@ -760,6 +735,9 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
   }
   const auto wanted = make_fingerprint(source, plan, config, spec, windows, backend);
   require_same_run(world, wanted, config.allow_mixed, observer.note);
+  if (config.merge) {
+    require_format(wanted, source, merge_options(config));
+  }
   const Found found = look_at_disk(world, config, source, plan, wanted, observer);
   QuantizeSummary summary{.out = config.out,
                           .source_bytes = total_bytes(*source.tensors),
@@ -803,9 +781,11 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
     const auto merge_start = Clock::now();
     const io::ShardStore store(config.work);
     if (config.merge) {
-      const auto merged = merge(store, found.fingerprint, source, config.out, config.max_shard_bytes,
-                                config.max_fallbacks, table, files);
-      summary.artifact_bytes = merged.artifact_bytes;
+      const auto artifact = merge(store, found.fingerprint, source, merge_options(config), config.max_fallbacks, table);
+      summary.artifact_bytes = artifact.bytes;
+      for (const auto& file : artifact.files) {
+        files.push_back({{"name", file.name}, {"bytes", file.bytes}, {"xxh3_128", file.xxh3_128}});
+      }
     } else {
       read_layers(store, found.fingerprint, plan.blocks, config.max_fallbacks, table);
     }
@@ -828,7 +808,9 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
         {"fingerprint_hash", fingerprint_hash(found.fingerprint)},
         {"ranks", world.size()},
         {"stages", plan.grid.stages},
+        {"activations", name_of(plan.activations)},
         {"peak_bytes_per_rank", peaks},
+        {"planned_bytes_per_rank", plan.bytes_per_rank(source.model).most.device},
         {"blocks", {{"total", plan.blocks}, {"computed", summary.blocks_computed}, {"found", summary.blocks_found}}},
         {"seconds", {{"total", summary.seconds}, {"blocks", blocks_seconds}, {"merge", seconds_since(merge_start)}}},
         {"model_flops", mega_flops * 1e6},
@@ -844,34 +826,6 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
     }
   }
   world.group().barrier("the end of the merge");
-  return summary;
-}
-
-QuantizeSummary merge_shards(const std::filesystem::path& work, const std::filesystem::path& source_folder,
-                             const std::filesystem::path& out, std::int64_t max_shard_bytes,
-                             const RunObserver& observer) {
-  const auto start = Clock::now();
-  const RunRecord record = read_run_record(work);
-  const std::filesystem::path folder =
-      source_folder.empty() ? std::filesystem::path(io::get<std::string>(record.facts, "model", "run.json"))
-                            : source_folder;
-  const Source source = open_source(folder);
-  const auto differences =
-      fingerprint_differences(io::get<nlohmann::json>(record.fingerprint, "model", "run.json"), model_identity(source));
-  if (!differences.empty()) {
-    throw Error(ErrorKind::input, fmt::format("{} is not the model that the shards of {} were made from ({})",
-                                              folder.string(), work.string(), fmt::join(differences, "; ")));
-  }
-  if (out_is_complete(out, fingerprint_hash(record.fingerprint))) {
-    observer.note(fmt::format("{} is complete already", out.string()));
-    return {.out = out, .already_complete = true};
-  }
-  LayerTable table;
-  nlohmann::json files = nlohmann::json::array();
-  auto summary = merge(io::ShardStore(work), record.fingerprint, source, out, max_shard_bytes,
-                       std::numeric_limits<std::int64_t>::max(), table, files);
-  summary.blocks_found = std::ssize(source.model.blocks);
-  summary.seconds = seconds_since(start);
   return summary;
 }
 

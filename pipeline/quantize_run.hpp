@@ -8,6 +8,7 @@
 
 #include "comm/world.hpp"
 #include "gptq/quant_spec.hpp"
+#include "io/artifact/artifact_format.hpp"
 #include "kernels/backend.hpp"
 #include "pipeline/block_quantizer.hpp"
 #include "pipeline/calibration.hpp"
@@ -31,9 +32,11 @@ struct QuantizeConfig {
   std::int64_t micro_batch_tokens = 4096;
   bool true_sequential = true;
   Propagation propagation = Propagation::quantized;
+  std::optional<Activations> activations = std::nullopt;  ///< nothing: as memory allows
   int stages = 1;
   std::int64_t max_fallbacks = 0;
-  bool allow_mixed = false;  ///< continue shards made by another version, backend or BLAS
+  bool allow_mixed = false;                  ///< continue shards made by another version, backend or BLAS
+  std::optional<io::ArtifactFormat> format;  ///< of the artifact; default: what most engines take
   std::int64_t max_shard_bytes = 4'000'000'000;
   bool merge = true;  ///< false: the run ends with its shards
   RestartMode restart = RestartMode::go_on;
@@ -83,12 +86,6 @@ struct QuantizeSummary {
 ///
 /// Holds WORK/lock while it runs. @throws Error (usage) naming the holder when another run does
 QuantizeSummary run_quantize(comm::World& world, Backend& backend, const QuantizeConfig& config,
-                             const RunObserver& observer);
-
-/// Merges the finished shards of a work folder into an artifact. Needs no MPI.
-/// @throws Error (input) naming missing or damaged blocks, or a source that is not the one the shards were made from
-QuantizeSummary merge_shards(const std::filesystem::path& work, const std::filesystem::path& source,
-                             const std::filesystem::path& out, std::int64_t max_shard_bytes,
                              const RunObserver& observer);
 
 }  // namespace gptqd::pipeline

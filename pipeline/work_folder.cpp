@@ -13,6 +13,12 @@ RunRecord read_run_record(const std::filesystem::path& work) {
           .facts = io::get<nlohmann::json>(json, "facts", path.string())};
 }
 
+void write_run_record(const std::filesystem::path& work, const RunRecord& record) {
+  io::write_file_atomically(
+      fingerprint_path(work),
+      nlohmann::json{{"fingerprint", record.fingerprint}, {"facts", record.facts}}.dump(1) + "\n");
+}
+
 RunRecord open_work_folder(const std::filesystem::path& work, const RunRecord& wanted, bool allow_mixed,
                            const std::function<void(const std::string&)>& note) {
   std::error_code error;
@@ -35,8 +41,7 @@ RunRecord open_work_folder(const std::filesystem::path& work, const RunRecord& w
                 work.string(), name));
       }
     }
-    io::write_file_atomically(
-        path, nlohmann::json{{"fingerprint", wanted.fingerprint}, {"facts", wanted.facts}}.dump(1) + "\n");
+    write_run_record(work, wanted);
     return wanted;
   }
   RunRecord found = read_run_record(work);
@@ -60,7 +65,7 @@ RunRecord open_work_folder(const std::filesystem::path& work, const RunRecord& w
 std::filesystem::path lock_path(const std::filesystem::path& work) { return work / "lock"; }
 
 void discard_work(const std::filesystem::path& work) {
-  for (const char* name : {"activations", "shards", "manifest.json", "report.json", "run.json"}) {
+  for (const char* name : {"activations", "shards", "manifest.json", "report.json"}) {
     std::error_code error;
     std::filesystem::remove_all(work / name, error);
     if (error) {
@@ -115,11 +120,9 @@ WorkState look_at_work(const io::ShardStore& store, std::int64_t blocks, bool wh
     if (work.blocks.back().status != io::ShardStatus::valid) {
       continue;
     }
-    // Sidecars are outside of any checksum: what is not a number is not known.
-    const auto run = store.run_of(block);
-    const auto seconds = run.is_object() && run.contains("seconds") ? run.at("seconds") : nlohmann::json();
-    if (seconds.is_object() && seconds.contains("total") && seconds.at("total").is_number() &&
-        seconds.contains("forward") && seconds.at("forward").is_number()) {
+    const auto seconds = io::object_of_run(store.run_of(block), "seconds");
+    if (seconds.contains("total") && seconds.at("total").is_number() && seconds.contains("forward") &&
+        seconds.at("forward").is_number()) {
       compute += seconds.at("total").get<double>();
       replay += seconds.at("forward").get<double>();
       ++known;

@@ -20,6 +20,9 @@ struct RunRecord {
 /// @throws Error (input) when there is none or it is damaged
 RunRecord read_run_record(const std::filesystem::path& work);
 
+/// Puts a record in the place of the one that is there. @throws Error (io)
+void write_run_record(const std::filesystem::path& work, const RunRecord& record);
+
 /// Opens a work folder for a run, or makes it. For one process at a time.
 ///
 /// Returns the record of the run that the folder belongs to: `wanted`, or with `allow_mixed` what an earlier run wrote
@@ -31,8 +34,8 @@ RunRecord open_work_folder(const std::filesystem::path& work, const RunRecord& w
 /// The lock that a run holds on its work folder.
 std::filesystem::path lock_path(const std::filesystem::path& work);
 
-/// Removes what a run has left in its work folder: snapshots, shards, run.json last, so that what a kill leaves of it is a work
-/// folder of that run. Other files stay. @throws Error (io)
+/// Removes what a run has left in its work folder: snapshots, shards, reports. The record stays until another replaces
+/// it, so that what a kill leaves is a work folder still; other files stay anyway. @throws Error (io)
 void discard_work(const std::filesystem::path& work);
 
 /// What a work folder holds, and how long its runs took.

@@ -40,7 +40,7 @@ class EventClock {
   void add(std::shared_ptr<const EventPair> pair) { open_.push_back(std::move(pair)); }
   /// Of the pairs that are passed.
   double seconds() {
-    while (!open_.empty() && cudaEventQuery(open_.front()->end.get()) == cudaSuccess) {
+    while (!open_.empty() && has_passed(open_.front()->end)) {
       float milliseconds = 0;
       cuda::check(cudaEventElapsedTime(&milliseconds, open_.front()->begin.get(), open_.front()->end.get()),
                   "timing transfers");
@@ -63,7 +63,7 @@ class NcclPending final : public Pending::Impl {
 
   void wait() override {
     stream_.gpu().activate();
-    if (cudaEventQuery(transfer_->span.end.get()) == cudaSuccess) {
+    if (has_passed(transfer_->span.end)) {
       stream_.wait(done_);  // at no cost; it brings the transfer's failure, if it had one
       return;
     }
@@ -210,7 +210,7 @@ class NcclCommunicator final : public Communicator {
     const auto met = record_on(stream_->stream());
     group.wait_until("meeting all peers over NCCL", [&] {
       link_->throw_failure();
-      return cudaEventQuery(met.get()) != cudaErrorNotReady;
+      return has_passed(met);
     });
     stream_->synchronize();
     under_way_ = {};

@@ -18,6 +18,17 @@ constexpr std::chrono::seconds end_limit{5};
 
 }  // namespace
 
+bool has_passed(const cuda::UniqueEvent& event) {
+  if (cudaEventQuery(event.get()) != cudaErrorNotReady) {
+    return true;
+  }
+  // "Not yet" must not be found by whoever asks for the last error next.
+  if (cudaPeekAtLastError() == cudaErrorNotReady) {
+    cudaGetLastError();
+  }
+  return false;
+}
+
 void NcclLink::Failure::set(const Error& error) {
   const std::lock_guard lock(mutex_);
   if (!error_) {
@@ -118,15 +129,14 @@ bool NcclLink::is_stopping() {
 }
 
 void NcclLink::watch_transfers() {
-  const auto is_open = [](const cuda::UniqueEvent& event) { return cudaEventQuery(event.get()) == cudaErrorNotReady; };
   try {
     gpu_.activate();
     while (const auto transfer = next_transfer()) {
-      while (is_open(transfer->span.begin) && !is_stopping()) {
+      while (!has_passed(transfer->span.begin) && !is_stopping()) {
         std::this_thread::sleep_for(look_period);
       }
       group_.wait_until(transfer->what,
-                        [&] { return !is_open(transfer->span.end) || is_stopping() || !is_alive(transfer->what); });
+                        [&] { return has_passed(transfer->span.end) || is_stopping() || !is_alive(transfer->what); });
     }
   } catch (const Error&) {
     // The job is ending, or the device has failed, which whoever waits for its streams learns there.

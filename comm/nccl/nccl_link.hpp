@@ -20,6 +20,9 @@
 
 namespace gptqd::comm {
 
+/// Whether the GPU has passed an event, or failed. Does not wait.
+bool has_passed(const cuda::UniqueEvent& event);
+
 /// Marks before and behind a piece of a stream's work, with times.
 struct EventPair {
   cuda::UniqueEvent begin;

@@ -1,52 +1,42 @@
 #!/usr/bin/env bash
-# Quantizes models of known shapes with generated weights on this machine's GPUs and prints seconds a block and, from
-# them, for the whole model. Needs a build with CUDA: cmake --preset cuda && cmake --build --preset cuda.
-#   jobs/bench/gpu.sh [RANKS] [MODEL...]     MODEL: a synthetic model without "synthetic:"; default: two large ones
-#   GPTQD_PROGRAM  the program, default build/cuda/gptq-dist;  GPTQD_BENCH_FLAGS  more options for it
+# Measures one GPU's ceilings and each kernel, quantizes models of known shapes with generated weights on it, and prints
+# seconds a block by stage beside what the ceilings leave. Needs a build with CUDA: cmake --preset cuda && cmake --build
+# --preset cuda --target gptq-dist gptqd_kernel_bench. For several GPUs: scaling.sh.
+#   jobs/bench/gpu.sh [MODEL...]     MODEL: a synthetic model without "synthetic:"; default: three large ones
+#   GPTQD_PROGRAM, GPTQD_KERNEL_BENCH  the programs, default those of build/cuda; without a kernel bench its part is left out
+#   GPTQD_BENCH_FLAGS  more options for the program;  GPTQD_BENCH_OUT  where the reports go, default build/bench
+#   TMPDIR             where the shards go: 4 to 5 GB for four blocks of BLOOM-176B
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
 program=${GPTQD_PROGRAM:-build/cuda/gptq-dist}
-ranks=${1:-1}
-shift || true
+kernel_bench=${GPTQD_KERNEL_BENCH:-build/cuda/gptqd_kernel_bench}
+reports=${GPTQD_BENCH_OUT:-build/bench}
 models=("$@")
-((${#models[@]})) || models=(llama-3-8b opt-66b:blocks=2 bloom-176b:blocks=2)
-declare -A all_blocks=([opt-6.7b]=32 [opt-66b]=64 [opt-175b]=96 [bloom-7b1]=30 [bloom-176b]=70 [llama-3-8b]=32
-  [llama-3-70b]=80 [mistral-7b]=32 [qwen3-32b]=64)
+((${#models[@]})) || models=(llama-3-8b opt-66b:blocks=3 bloom-176b:blocks=3)
+mkdir -p "$reports"
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
-echo "Seconds a block, on average and by stage; the whole model by extrapolation; peak memory of a rank."
-printf '%-24s %5s | %7s %7s %7s %7s %7s %7s %7s %7s %7s %7s | %8s %8s %7s\n' model ranks block load forward hessian \
-  factor grids solve finish write idle blocks model GB
+ceilings=()
+if [[ -x $kernel_bench ]]; then
+  "$kernel_bench" --json "$reports/kernels.json"
+  ceilings=(--ceilings "$reports/kernels.json")
+  echo
+fi
+files=()
 for model in "${models[@]}"; do
-  out=$scratch/${model//:/-}
   # shellcheck disable=SC2086
-  if ! mpirun "${mpirun_flags[@]}" -np "$ranks" "$program" --device cuda --model "synthetic:$model" --out "$out" \
-    ${GPTQD_BENCH_FLAGS:-} >"$scratch/log" 2>&1; then
+  if ! "$program" --device cuda --model "synthetic:$model" --out "$scratch/out" ${GPTQD_BENCH_FLAGS:-} \
+    >"$scratch/log" 2>&1; then
     tail -n 20 "$scratch/log" >&2
     exit 1
   fi
-  # The first block pays for loading libraries and growing the arena: it counts only where it is alone.
-  awk -v model="$model" -v ranks="$ranks" -v all="${all_blocks[${model%%:*}]}" '
-    function value() { sub(/,$/, "", $2); return $2 }
-    /"peak_bytes_per_rank"/ { getline; peak = $1 + 0 }
-    /"rank_seconds"/ { inside = 1 }  # of the first rank: its blocks lie in the first inner array
-    inside && /^  \]/ { inside = 0; done = 1 }
-    inside && !done && /"block":/ { ++n }
-    inside && $2 ~ /^[0-9]/ { key = $1; gsub(/[":]/, "", key); seconds[n, key] = value() }
-    !inside && /"blocks":/ && $2 ~ /^[0-9.]+,?$/ { blocks = value() }
-    END {
-      count = split("wall load forward hessian factor grids solve finish write idle", keys, " ")
-      printf "%-24s %5d |", model, ranks
-      for (k = 1; k <= count; ++k) {
-        sum = 0
-        for (i = n > 1 ? 2 : 1; i <= n; ++i) sum += seconds[i, keys[k]]
-        mean[k] = sum / (n > 1 ? n - 1 : 1)
-        printf " %7.3f", mean[k]
-      }
-      printf " | %8.2f %8.1f %7.2f\n", blocks, mean[1] * all, peak / 1e9
-    }' "$out.work/report.json"
-  cp "$out.work/report.json" "build/bench-${model//:/-}-np$ranks.json" 2>/dev/null || true
-  rm -rf "$out.work"
+  files+=("$reports/${model//:/-}.json")
+  cp "$scratch/out.work/report.json" "${files[-1]}"
+  rm -rf "$scratch/out.work"
+  awk -v model="$model" '/"seconds": *\{/ { inside = 1 } inside && /"blocks":/ { sub(/,$/, "", $2)
+    printf "%s: %.2f s from the first embedding to the last shard\n", model, $2; exit }' "${files[-1]}"
 done
+echo
+"$program" plan --measured "${files[@]}" --ranks 1 "${ceilings[@]}"

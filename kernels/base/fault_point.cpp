@@ -27,10 +27,10 @@ namespace gptqd {
 namespace {
 
 constexpr std::array<std::string_view, 26> points{
-    "start",          "lock.take",       "lock.heartbeat", "file.open",      "file.read",     "block.load",
+    "start",          "lock.take",       "lock.heartbeat", "file.open",     "file.read",     "block.load",
     "block.replay",   "phase",           "block.done",     "file.withdraw", "file.create",   "file.write",
-    "file.written",   "file.fsync",      "file.rename",    "file.renamed",   "folder.fsync",  "shard.listed",
-    "snapshot.write", "snapshot.remove", "snapshot.read",  "merge",          "folder.rename", "comm.send",
+    "file.written",   "file.fsync",      "file.rename",    "file.renamed",  "folder.fsync",  "shard.listed",
+    "snapshot.write", "snapshot.remove", "snapshot.read",  "merge",         "folder.rename", "comm.send",
     "comm.receive",   "comm.collective"};
 
 enum class Act { raise, fail, hang, slow, error_code };
@@ -151,6 +151,11 @@ Faults& faults() {
 
 int act(const Fault& fault) {
   using namespace std::chrono_literals;
+  // In one write, and before anything happens: a killed process says nothing any more.
+  const auto line = fmt::format("gptq-dist: rank {}: GPTQ_DIST_FAULT: now {} at {}\n", launcher_rank(),
+                                fault.action->name, fault.point);
+  const bool told = ::write(STDERR_FILENO, line.data(), line.size()) > 0;
+  static_cast<void>(told);
   switch (fault.action->act) {
     case Act::raise:
       // To the process, as a signal from outside: with raise() other threads could go on for a while.

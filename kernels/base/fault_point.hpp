@@ -1,5 +1,5 @@
 #pragma once
-/// @file Faults on purpose, for testers: GPTQ_DIST_FAULT=point[@rank]:action[:count[+]][,...] (docs/faults.md).
+/// @file Faults on purpose, for testers: GPTQ_DIST_FAULT=point[@rank]:action[:count[+]][,...] (docs/interruptions.md).
 ///
 /// A point is a place where a run can be made to die, hang or fail: before and after each step that changes the disk,
 /// at the phases of a block, at the messages between ranks. The `count`-th passage of the point (1 unless told; with a
@@ -8,7 +8,7 @@
 ///  - throw: an Error (internal) leaves the point
 ///  - hang: this thread sleeps for ever; slow: for a second
 ///  - enospc, edquot, eio, erofs, estale, efbig, einval, eintr, eagain: the operation fails with this errno
-/// Without the variable a point costs a load and a branch.
+/// A line on stderr says so when one acts. Without the variable a point costs a load and a branch.
 #include <span>
 #include <string>
 #include <string_view>

@@ -203,8 +203,8 @@ class Arena::State : public std::enable_shared_from_this<Arena::State> {
   [[noreturn]] void throw_out_of_memory(std::int64_t asked) const {
     throw Error(ErrorKind::internal,
                 fmt::format("out of memory: asked for {} bytes with {} bytes in use and {} bytes waiting for work to "
-                            "pass, on a machine with {} bytes; use more ranks, smaller micro-batches, or "
-                            "`gptq-dist plan` to see what a run needs",
+                            "pass, on a machine with {} bytes; use more ranks on more machines, fewer --samples or a "
+                            "shorter --seqlen (the first line of the log says what a rank needs)",
                             asked, in_use_, waiting_bytes_, physical_bytes_));
   }
 

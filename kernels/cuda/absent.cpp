@@ -1,3 +1,4 @@
+#include "kernels/available_memory.hpp"
 #include "kernels/backend.hpp"
 
 namespace gptqd {
@@ -10,5 +11,9 @@ std::unique_ptr<Backend> make_cuda_backend(const CudaBackendOptions& options) {
 }
 
 int cuda_device_count() { return 0; }
+
+std::int64_t available_cuda_bytes() {
+  throw Error(ErrorKind::not_built, "memory of a GPU: this build has no CUDA backend; build with --preset cuda");
+}
 
 }  // namespace gptqd

@@ -182,8 +182,8 @@ class CudaArena::State : public std::enable_shared_from_this<CudaArena::State> {
     cudaMemGetInfo(&available, &total);
     throw Error(ErrorKind::internal,
                 fmt::format("out of GPU memory: asked for {} bytes with {} bytes in use, {} bytes held and {} bytes "
-                            "left on a GPU with {} bytes; use more ranks, smaller micro-batches, or `gptq-dist plan` "
-                            "to see what a run needs",
+                            "left on a GPU with {} bytes; use --activations parked, more ranks, fewer --samples or a "
+                            "shorter --seqlen (`gptq-dist plan` says what a rank needs)",
                             asked, in_use_, held(), available, total));
   }
 

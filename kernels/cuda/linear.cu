@@ -62,8 +62,8 @@ void linear_in_two_steps(CudaStream& stream, const LinearArgs& args) {
 
 }  // namespace
 
-/// The sum, the bias and what is accumulated to are added in fp32 and rounded to the compute dtype once. The bias takes
-/// part rounded to the compute dtype: exactly, for those of a model stored in it.
+/// Sums are rounded to the compute dtype once, or, where a bias comes on top of what is accumulated to, twice: cuBLAS
+/// adds it last. The bias takes part rounded to the compute dtype: exactly, for those of a model stored in it.
 void CudaBackend::run(Stream& stream, const LinearArgs& args) {
   enqueue(stream, "linear", [&](CudaStream& own) {
     if (args.y.size() == 0) {

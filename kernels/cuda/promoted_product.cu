@@ -25,6 +25,8 @@ constexpr int stage_terms = PromotedProduct::run_unit;
 /// Stages whose terms the tensor cores sum.
 constexpr int sum_stages = PromotedProduct::sum_terms / stage_terms;
 constexpr int stages = 5;
+/// Stages of a tile from which on a cluster's beginning costs less than a hundredth.
+constexpr int long_tile_stages = 256;
 /// Shared memory holds atoms: 64 columns of 64 terms, a term's columns in 128 bytes, swizzled by 8 terms.
 constexpr int atom_cols = 64;
 constexpr int atom_bytes = atom_cols * stage_terms * 2;
@@ -546,7 +548,10 @@ void promoted_product(CudaStream& stream, const PromotedProduct& args) {
       problem.parts = stream.scratch_of<float4>(rest * problem.pieces * tile_rows * tile_cols / 4);
     }
   }
-  const std::int64_t clusters = std::min(most, std::max(problem.whole, problem.cut * problem.pieces));
+  // Long tiles have a cluster each, so that those wait for room alone that find none: other streams' kernels may hold
+  // some multiprocessors. For short ones a cluster's beginning would cost too much.
+  const std::int64_t items = problem.whole + problem.cut * problem.pieces;
+  const std::int64_t clusters = problem.tile_stages >= long_tile_stages ? items : std::min(most, items);
   static const EncodeTiled encode = find_encode_tiled();
   const auto left = tensor_map(encode, args.left);
   const auto right = tensor_map(encode, args.right);

@@ -47,6 +47,15 @@ TEST(LeavesOf, RefusesRanksOutsideTheGroup) {
   EXPECT_THROW(leaves_of(0, 1, 0), Error);
 }
 
+TEST(MostBuffers, CountsTheNodesThatWaitAndTheLeafThatIsMade) {
+  EXPECT_EQ(most_buffers({0, 0}), 0);
+  EXPECT_EQ(most_buffers({0, 1}), 1);
+  EXPECT_EQ(most_buffers({0, 2}), 2);
+  EXPECT_EQ(most_buffers({0, 8}), 4);
+  EXPECT_EQ(most_buffers({2, 3}), 2);
+  EXPECT_EQ(most_buffers({5, 3}), 3);
+}
+
 TEST(NodesOf, AreTheLargestAlignedPieces) {
   EXPECT_THAT(nodes_of({0, 8}), ElementsAre(LeafRange{0, 8}));
   EXPECT_THAT(nodes_of({5, 3}), ElementsAre(LeafRange{5, 1}, LeafRange{6, 2}));

@@ -54,9 +54,43 @@ struct Problem {
     return result;
   }
 
+  /// The same in host memory, chunks of 30 tokens in two parts.
+  static std::vector<LeafInput> parked(std::vector<LeafInput> leaves) {
+    for (auto& leaf : leaves) {
+      for (auto& chunk : leaf.chunks) {
+        const auto whole = chunk.parts.front();
+        const std::int64_t first = whole.rows() / 3;
+        chunk.parts = {whole.slice_rows(0, first), whole.slice_rows(first, whole.rows() - first)};
+      }
+    }
+    return leaves;
+  }
+
+  std::vector<HostLinear> quantize_parked(Team& team, const QuantSpec& spec) const {
+    auto host_x = x;
+    const auto upload = team.backend.create_stream();
+    const HessianInput input{
+        .leaves = parked(leaves({host_x.data(), DType::f32, {tokens, cols}}, team.group.rank(), team.group.size())),
+        .tokens = tokens,
+        .matrix = {},
+        .find_non_finite = {},
+        .upload = upload.get()};
+    auto results = quantize(team, spec, input);
+    EXPECT_EQ(host_x, x);
+    return results;
+  }
+
   std::vector<HostLinear> quantize(Team& team, const QuantSpec& spec,
                                    const std::function<std::optional<std::string>()>& find_non_finite = {}) const {
     const test::DeviceMatrix<float> device_x(team, tokens, cols, x);
+    const HessianInput input{.leaves = leaves(device_x.view(), team.group.rank(), team.group.size()),
+                             .tokens = tokens,
+                             .matrix = {},
+                             .find_non_finite = find_non_finite};
+    return quantize(team, spec, input);
+  }
+
+  std::vector<HostLinear> quantize(Team& team, const QuantSpec& spec, const HessianInput& input) const {
     const test::DeviceMatrix<float> device_w(team, 100, cols, weight);
     std::vector<LinearWeight> linears;
     std::int64_t first = 0;
@@ -65,10 +99,6 @@ struct Problem {
           {.name = fmt::format("linear{}", linears.size()), .weight = device_w.view().slice_rows(first, count)});
       first += count;
     }
-    const HessianInput input{.leaves = leaves(device_x.view(), team.group.rank(), team.group.size()),
-                             .tokens = tokens,
-                             .matrix = {},
-                             .find_non_finite = find_non_finite};
     return test::download(team, quantize_group(team, linears, input, spec, cuts), spec.bits);
   }
 };
@@ -88,6 +118,20 @@ TEST_P(SameBits, AsOneRankAlone) {
   test::LocalTeam alone(1);
 
   const auto together = problem.quantize(world.team(), GetParam().spec);
+  const auto expected = problem.quantize(alone.team(), GetParam().spec);
+
+  ASSERT_EQ(together.size(), expected.size());
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    EXPECT_TRUE(together[i] == expected[i]) << together[i].record << "\n" << expected[i].record;
+  }
+}
+
+TEST_P(SameBits, WithParkedActivationsAsOneRankAloneWithoutThem) {
+  const Problem problem;
+  WorldTeam world;
+  test::LocalTeam alone(1);
+
+  const auto together = problem.quantize_parked(world.team(), GetParam().spec);
   const auto expected = problem.quantize(alone.team(), GetParam().spec);
 
   ASSERT_EQ(together.size(), expected.size());

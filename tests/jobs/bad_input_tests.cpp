@@ -141,6 +141,7 @@ const std::vector<Row> rows{
     {"unknown_method", option("--method", "magic"), usage, {"--method", "magic", "gptq"}},
     {"unknown_device", option("--device", "tpu"), usage, {"--device", "tpu"}},
     {"unknown_precision", option("--solver-precision", "f16"), usage, {"--solver-precision", "f16"}},
+    {"unknown_activations", option("--activations", "disk"), usage, {"--activations", "disk", "parked"}},
     {"sym_and_asym",
      [](const fs::path&) {
        return Options{{"--sym", ""}, {"--asym", ""}};

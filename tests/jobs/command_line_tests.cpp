@@ -40,6 +40,7 @@ TEST(CommandLine, HelpListsEveryOption) {
                              "damping",
                              "true-sequential",
                              "no-true-sequential",
+                             "propagate",
                              "reference",
                              "max-fallbacks",
                              "stages",
@@ -48,6 +49,7 @@ TEST(CommandLine, HelpListsEveryOption) {
                              "row-tile",
                              "micro-batch-tokens",
                              "solver-precision",
+                             "activations",
                              "allow-mixed",
                              "threads",
                              "device",
@@ -193,6 +195,34 @@ TEST(CommandLine, TheReportIsWrittenWhereItIsAskedForAsWell) {
     EXPECT_GT(layer.at("rtn_loss").get<double>(), 0);
     EXPECT_GE(layer.at("seconds").get<double>(), 0);
   }
+}
+
+TEST(CommandLine, ARunTakesTheMemoryThatItsFirstLineSaysWhereverActivationsLive) {
+  const TemporaryFolder folder;
+  std::vector<std::int64_t> peaks;
+  for (const char* where : {"resident", "parked"}) {
+    const auto out = folder / where;
+    // Activations are most of it; micro-batches are small beside them.
+    const auto result = expect_success(
+        1, quick_run(out, {{"--activations", where}, {"--samples", "64"}, {"--micro-batch-tokens", "128"}}));
+
+    const auto report = report_of(out);
+    EXPECT_EQ(report.at("activations"), where);
+    const auto planned = report.at("planned_bytes_per_rank").get<std::int64_t>();
+    EXPECT_THAT(result.err, HasSubstr(fmt::format("about {:.2f} GB a rank, activations {}",
+                                                  static_cast<double>(planned) / 1e9, where)));
+    peaks.push_back(report.at("peak_bytes_per_rank").at(0).get<std::int64_t>());
+    const auto measured = static_cast<double>(peaks.back());
+    EXPECT_NEAR(static_cast<double>(planned), measured, 0.15 * measured) << where;
+  }
+  EXPECT_LT(peaks[1], peaks[0]);
+  EXPECT_EQ(bytes_of_run(folder / "parked"), bytes_of_run(folder / "resident"));
+
+  // It is no part of what a run is: another choice continues, or finds, the same.
+  const auto again =
+      expect_success(1, quick_run(folder / "resident",
+                                  {{"--activations", "parked"}, {"--samples", "64"}, {"--micro-batch-tokens", "128"}}));
+  EXPECT_THAT(again.out, HasSubstr("is complete already"));
 }
 
 TEST(CommandLine, ProgressNamesEveryBlockOnce) {

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "io/corpus/sampling.hpp"
+#include "io/safetensors.hpp"
 #include "tests/jobs/gptq_dist.hpp"
 
 namespace gptqd::jobs::test {
@@ -84,6 +85,63 @@ TEST(Eval, GivesTheSameLossesHoweverTheWindowsAreSplit) {
   EXPECT_EQ(losses_of(evaluate(2, words)), expected);
   EXPECT_EQ(losses_of(evaluate(3, little_memory)), expected);
   EXPECT_EQ(losses_of(evaluate(1, {"--model", demo_model(), "--text", eval_text()}))[0], expected[0]);
+}
+
+TEST(Eval, WritesTheLogitsThatItsLossesAreOf) {
+  const TemporaryFolder folder;
+  const Words model{"--model", demo_model(), "--text", eval_text(), "--logits"};
+  const auto with_logits = [&](int ranks, const std::string& file) {
+    auto words = model;
+    words.push_back(file);
+    return evaluate(ranks, words);
+  };
+
+  const auto results = with_logits(1, folder / "logits.safetensors");
+  with_logits(2, folder / "of-two-ranks.safetensors");
+
+  EXPECT_TRUE(read_text(folder / "of-two-ranks.safetensors") == read_text(folder / "logits.safetensors"));
+  const io::SafetensorsFile file(folder / "logits.safetensors");
+  const auto& logits_info = file.at("logits");
+  ASSERT_EQ(logits_info.shape, (std::vector<std::int64_t>{5, 64, 8192}));
+  ASSERT_EQ(logits_info.dtype, DType::f32);
+  ASSERT_EQ(file.at("input_ids").shape, (std::vector<std::int64_t>{5, 64}));
+  std::vector<float> logits(5 * 64 * 8192);
+  std::vector<std::int32_t> ids(5 * 64);
+  file.read(logits_info, std::as_writable_bytes(std::span(logits)));
+  file.read(file.at("input_ids"), std::as_writable_bytes(std::span(ids)));
+  const auto& expected = results.at("models")[0].at("texts")[0].at("window_nll");
+  for (std::size_t window = 0; window < 5; ++window) {
+    double nll = 0;
+    for (std::size_t t = 64 * window; t < 64 * window + 63; ++t) {
+      const std::span row(logits.data() + 8192 * t, 8192);
+      double sum = 0;
+      for (const float logit : row) {
+        sum += std::exp(static_cast<double>(logit));
+      }
+      nll += std::log(sum) - static_cast<double>(row[static_cast<std::size_t>(ids[t + 1])]);
+    }
+    EXPECT_NEAR(nll / 63, expected[window].get<double>(), 1e-5) << "window " << window;
+  }
+}
+
+TEST(Eval, RefusesLogitsThatAreTooMany) {
+  const TemporaryFolder folder;
+  const std::string text = eval_text();
+  const std::vector<std::pair<Words, std::string>> cases{
+      {{"--text", text, "--compare", demo_model()}, "--logits takes one model and one text"},
+      {{"--text", text, text}, "--logits takes one model and one text"},
+      {{"--text", text, "--seqlen", "512", "--windows", "60"}, "vocabulary of 8192 are 1.0 GB, more than the 1 GB"},
+  };
+  for (const auto& [words, message] : cases) {
+    Words all{"eval", "--model", demo_model(), "--logits", folder / "logits.safetensors"};
+    all.insert(all.end(), words.begin(), words.end());
+
+    const auto result = gptq_dist(1, all);
+
+    EXPECT_EQ(result.code, 64) << message;
+    EXPECT_THAT(result.err, HasSubstr(message));
+    EXPECT_FALSE(fs::exists(folder / "logits.safetensors"));
+  }
 }
 
 TEST(Eval, AppliesConventionsToFilesAndFindsTheirOwn) {

@@ -178,7 +178,7 @@ TEST_F(Troubles, AFaultThatDoesNotExistIsRefused) {
 }
 
 TEST_F(Troubles, AFileThatMayNotGrowIsAMessage) {
-  std::string command = "ulimit -f 100;";  // blocks of 1 KiB
+  std::string command = "ulimit -f 6000;";  // KiB: less than the artifact, more than Open MPI's own files
   for (const auto& word : command_line(1, quick_run(out_))) {
     command += " " + word;
   }

@@ -65,6 +65,19 @@ TEST(Identity, StagesDoNotMatter) {
       many_pieces);
 }
 
+TEST(Identity, WhereActivationsLiveDoesNotMatter) {
+  const Options parked{{"--activations", "parked"}};
+  // A micro-batch a sample, two a leaf.
+  auto settings = many_pieces;
+  settings["--micro-batch-tokens"] = "128";
+  expect_same_bytes({{1, {{"--activations", "resident"}}}, {1, parked}, {2, parked}, {3, parked}}, settings);
+  for (const auto& [name, value] : Options{{"--no-true-sequential", ""}, {"--propagate", "float"}}) {
+    auto changed = settings;
+    changed[name] = value;
+    expect_same_bytes({{1, {}}, {2, parked}}, changed);
+  }
+}
+
 TEST(Identity, FloatActivationsOnRanksAndStages) {
   auto settings = many_pieces;
   settings["--propagate"] = "float";

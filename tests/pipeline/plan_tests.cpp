@@ -1,6 +1,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <set>
 
 #include "pipeline/plan.hpp"
@@ -186,11 +187,101 @@ TEST(Plan, MoreReplicasNeedLessMemoryEach) {
   const auto model = model_of_blocks(6);
   std::int64_t before = std::numeric_limits<std::int64_t>::max();
   for (const int ranks : {1, 2, 4, 8}) {
-    const auto bytes = plan_of(ranks, 1, 128, 8).bytes_per_rank(model);
+    const auto bytes = plan_of(ranks, 1, 128, 8).bytes_per_rank(model).most.device;
     EXPECT_GT(bytes, 0);
     EXPECT_LT(bytes, before);
     before = bytes;
   }
+}
+
+/// A model and tokens whose activations take far more than everything else.
+PlanRequest many_tokens(std::int64_t device_bytes) {
+  return {.samples = 1024,
+          .seqlen = 512,
+          .partition = {.leaves = 8},
+          .available = MemoryBytes{.device = device_bytes, .host = std::numeric_limits<std::int64_t>::max()}};
+}
+
+TEST(Plan, ActivationsAreParkedWhereTheyDoNotFitOnTheDevice) {
+  const auto model = model_of_blocks(6);
+  const Plan roomy = make_plan(model, many_tokens(std::int64_t{1} << 40));
+  const auto resident = roomy.bytes_per_rank(model).most;
+
+  const Plan tight = make_plan(model, many_tokens(resident.device));
+  const auto parked = tight.bytes_per_rank(model).most;
+
+  EXPECT_EQ(roomy.activations, Activations::resident);
+  EXPECT_EQ(resident.host, 0);
+  EXPECT_EQ(tight.activations, Activations::parked);
+  EXPECT_EQ(parked.host, 1024 * 512 * 256 * 2);
+  EXPECT_LT(parked.device, resident.device - parked.host);
+  EXPECT_THAT(roomy.summary(model), HasSubstr("activations resident"));
+  EXPECT_THAT(tight.summary(model), ::testing::AllOf(HasSubstr("activations parked"), HasSubstr("of host memory")));
+}
+
+TEST(Plan, WhereActivationsLiveIsTheUsersChoice) {
+  const auto model = model_of_blocks(6);
+  for (const auto asked : {Activations::resident, Activations::parked}) {
+    for (const std::int64_t device_bytes : {std::int64_t{1}, std::int64_t{1} << 40}) {
+      auto request = many_tokens(device_bytes);
+      request.activations = asked;
+      EXPECT_EQ(make_plan(model, request).activations, asked);
+    }
+  }
+}
+
+TEST(Plan, FewTokensAreNotParkedForThatWouldTakeMore) {
+  auto request = many_tokens(1);
+  request.samples = 1;
+
+  EXPECT_EQ(make_plan(model_of_blocks(6), request).activations, Activations::resident);
+}
+
+TEST(Plan, OnACpuParkedActivationsTakeTheSameMemory) {
+  const auto model = model_of_blocks(6);
+  auto request = many_tokens(1);
+  request.activations = Activations::parked;
+  const auto apart = make_plan(model, request).bytes_per_rank(model).most;
+  request.memory.kind = MemoryKind::host;
+
+  const auto together = make_plan(model, request).bytes_per_rank(model).most;
+
+  EXPECT_EQ(together.host, 0);
+  EXPECT_EQ(together.device, apart.device + apart.host);
+}
+
+TEST(Plan, OneGpuOf80GigabytesTakesBloom176bWithActivationsParked) {
+  ModelSpec model;
+  model.hidden = 14336;
+  model.embedding_width = model.hidden;
+  model.vocabulary = 250880;
+  BlockSpec block;
+  block.attention_in = {{.module = "qkv", .rows = 3 * 14336, .cols = 14336}};
+  block.attention_out = {.module = "out", .rows = 14336, .cols = 14336};
+  block.mlp_in = {{.module = "fc1", .rows = 57344, .cols = 14336}};
+  block.mlp_out = {.module = "fc2", .rows = 14336, .cols = 57344};
+  model.blocks.assign(70, block);
+
+  const Plan plan = make_plan(
+      model, {.samples = 128,
+              .seqlen = 2048,
+              .partition = {.leaves = 8, .panel_columns = gpu_pieces.panel_columns, .row_tile = gpu_pieces.row_tile},
+              .memory = {.gram_tokens = gpu_pieces.gram_tokens},
+              .available = MemoryBytes{.device = 80'000'000'000, .host = 128'000'000'000}});
+
+  EXPECT_EQ(plan.activations, Activations::parked);
+  const auto needs = plan.bytes_per_rank(model).most;
+  EXPECT_LT(needs.device, 45'000'000'000);
+  EXPECT_NEAR(static_cast<double>(needs.host), 30.06e9, 0.01e9);
+}
+
+TEST(Plan, TheWordsForActivationsAreThree) {
+  EXPECT_EQ(activations_from_name("auto"), std::nullopt);
+  EXPECT_EQ(activations_from_name("resident"), Activations::resident);
+  EXPECT_EQ(activations_from_name("parked"), Activations::parked);
+  const Error error = error_of([] { activations_from_name("disk"); });
+  EXPECT_EQ(error.kind(), ErrorKind::usage);
+  EXPECT_THAT(error.message(), ::testing::AllOf(HasSubstr("disk"), HasSubstr("parked")));
 }
 
 TEST(Plan, TheSummaryTellsWhatWasDecided) {
