@@ -24,6 +24,7 @@
 #include "pipeline/fingerprint.hpp"
 #include "pipeline/merge.hpp"
 #include "pipeline/report.hpp"
+#include "pipeline/same_run.hpp"
 #include "pipeline/source.hpp"
 #include "pipeline/synthetic.hpp"
 #include "pipeline/work_folder.hpp"
@@ -745,6 +746,7 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
     }
   }
   const auto wanted = make_fingerprint(source, plan, config, layers, windows, backend);
+  require_same_run(world, wanted, config.allow_mixed, observer.note);
   if (config.merge) {
     require_format(wanted, source, merge_options(config));
   }
