@@ -2,14 +2,18 @@
 
 #include <fmt/format.h>
 #include <hdf5.h>
-#include <hdf5_hl.h>
+#include <sys/mman.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <cstring>
 #include <iterator>
 #include <mutex>
+#include <new>
 #include <set>
 #include <stdexcept>
 #include <system_error>
+#include <tuple>
 #include <utility>
 
 #include "io/atomic_file.hpp"
@@ -24,9 +28,9 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::int64_t format_version = 1;
-constexpr std::int64_t max_shard_file_bytes = std::int64_t{1} << 40;
 // An attribute lives in an object header message, which the library limits to 64 KiB.
 constexpr std::size_t max_attribute_bytes = 64'000;
+constexpr std::size_t hashed_together = std::size_t{1} << 20;
 
 /// libhdf5 is not thread-safe: everything that calls it holds this lock.
 std::mutex hdf5_mutex;
@@ -176,7 +180,13 @@ void check_linears(const BlockShard& shard) {
   }
 }
 
-/// Reads attributes and datasets of one object; messages name the object.
+/// Elements within a shard's image.
+struct Range {
+  std::size_t offset = 0;  ///< bytes
+  std::size_t count = 0;
+};
+
+/// Reads attributes of one object and finds its datasets; messages name the object.
 class ObjectReader {
  public:
   ObjectReader(hid_t object, std::string where) : object_(object), where_(std::move(where)) {}
@@ -216,8 +226,9 @@ class ObjectReader {
     return parse_json(text(name), fmt::format("{}: attribute {}", where_, name));
   }
 
+  /// Where the elements of a contiguous dataset lie in the file.
   template <class T>
-  std::vector<T> dataset(const char* name, const Extents& extents) const {
+  Range dataset(const char* name, const Extents& extents) const {
     if (H5Lexists(object_, name, H5P_DEFAULT) <= 0) {
       fail(fmt::format("dataset {} is missing", name));
     }
@@ -246,9 +257,12 @@ class ObjectReader {
       fail(
           fmt::format("dataset {} holds {} bytes, expected {}", name, H5Dget_storage_size(dataset), count * sizeof(T)));
     }
-    std::vector<T> data(count);
-    check(H5Dread(dataset, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, data.data()), "H5Dread");
-    return data;
+    const Handle properties(H5Dget_create_plist(dataset), H5Pclose, "H5Dget_create_plist");
+    const haddr_t offset = H5Dget_offset(dataset);
+    if (H5Pget_layout(properties) != H5D_CONTIGUOUS || offset == HADDR_UNDEF) {
+      fail(fmt::format("dataset {} is not contiguous", name));
+    }
+    return {.offset = static_cast<std::size_t>(offset), .count = static_cast<std::size_t>(count)};
   }
 
  private:
@@ -273,12 +287,22 @@ std::vector<std::string> group_names(hid_t file) {
   return names;
 }
 
-/// The linear in the group `name`, and its place among the block's linears.
-std::pair<std::int64_t, PackedLinear> read_linear(hid_t file, const std::string& name, const std::string& where) {
+/// What a shard says of a linear, and where its arrays lie.
+struct StoredLinear {
+  std::int64_t index = 0;  ///< among the block's linears
+  PackedLinear linear;     ///< without its arrays
+  Range qweight;
+  Range scales;
+  Range zeros;
+  Range g_idx;
+};
+
+StoredLinear find_linear(hid_t file, const std::string& name, const std::string& where) {
   const Handle group(H5Gopen2(file, name.c_str(), H5P_DEFAULT), H5Gclose, "H5Gopen");
   const ObjectReader reader(group, fmt::format("{}: {}", where, name));
   const std::int64_t bits = reader.integer("bits");
-  PackedLinear linear;
+  StoredLinear stored;
+  PackedLinear& linear = stored.linear;
   linear.name = name;
   linear.group_size = reader.integer("group_size");
   linear.sym = reader.integer("sym") != 0;
@@ -290,13 +314,33 @@ std::pair<std::int64_t, PackedLinear> read_linear(hid_t file, const std::string&
     reader.fail(*obstacle);
   }
   linear.record = reader.json("record");
-  linear.qweight = reader.dataset<std::uint32_t>("qweight", matrix(linear.cols * linear.bits / 32, linear.rows));
-  linear.scales = reader.dataset<Half>("scales", matrix(linear.groups(), linear.rows));
-  linear.zeros = reader.dataset<std::uint8_t>("zeros", matrix(linear.groups(), linear.rows));
-  linear.g_idx = reader.dataset<std::int32_t>("g_idx", {static_cast<hsize_t>(linear.cols)});
+  stored.qweight = reader.dataset<std::uint32_t>("qweight", matrix(linear.cols * linear.bits / 32, linear.rows));
+  stored.scales = reader.dataset<Half>("scales", matrix(linear.groups(), linear.rows));
+  stored.zeros = reader.dataset<std::uint8_t>("zeros", matrix(linear.groups(), linear.rows));
+  stored.g_idx = reader.dataset<std::int32_t>("g_idx", {static_cast<hsize_t>(linear.cols)});
+  stored.index = reader.integer("index");
+  return stored;
+}
+
+template <class T>
+std::vector<T> elements(std::span<const std::byte> image, const Range& range, const std::string& where) {
+  if (range.offset > image.size() || range.count > (image.size() - range.offset) / sizeof(T)) {
+    throw Error(ErrorKind::input, fmt::format("{}: a dataset of {} elements at byte {} of {}", where, range.count,
+                                              range.offset, image.size()));
+  }
+  std::vector<T> values(range.count);
+  std::memcpy(values.data(), image.data() + range.offset, range.count * sizeof(T));
+  return values;
+}
+
+PackedLinear take_linear(std::span<const std::byte> image, const StoredLinear& stored, const std::string& where) {
+  PackedLinear linear = stored.linear;
+  linear.qweight = elements<std::uint32_t>(image, stored.qweight, where);
+  linear.scales = elements<Half>(image, stored.scales, where);
+  linear.zeros = elements<std::uint8_t>(image, stored.zeros, where);
+  linear.g_idx = elements<std::int32_t>(image, stored.g_idx, where);
   validate(linear);
-  const std::int64_t index = reader.integer("index");
-  return {index, std::move(linear)};
+  return linear;
 }
 
 std::vector<std::byte> build_image(const BlockShard& shard) {
@@ -328,11 +372,30 @@ std::vector<std::byte> build_image(const BlockShard& shard) {
   return image;
 }
 
-BlockShard read_image(std::span<const std::byte> image, const std::string& name) {
-  // Read-only. The library works on its own copy: without one (H5LT_FILE_IMAGE_DONT_COPY) 1.10 leaks memory at each
-  // call.
-  const Handle file(H5LTopen_file_image(const_cast<std::byte*>(image.data()), image.size(), 0), H5Fclose,
-                    "H5LTopen_file_image");
+/// libhdf5 copies a file image wherever it passes it on, unless these say that a copy is the image itself. It is open
+/// for reading only, so nothing changes it.
+/// (H5LTopen_file_image without copying leaks memory at each call in 1.10.)
+void* same_image(std::size_t, H5FD_file_image_op_t, void* image) { return image; }
+void* no_copy(void* target, const void*, std::size_t, H5FD_file_image_op_t, void*) { return target; }
+void* no_growth(void*, std::size_t, H5FD_file_image_op_t, void*) { return nullptr; }
+herr_t not_freed(void*, H5FD_file_image_op_t, void*) { return 0; }
+void* same_data(void* data) { return data; }
+herr_t data_not_freed(void*) { return 0; }
+
+Handle open_image(std::span<const std::byte> image) {
+  void* const bytes = const_cast<std::byte*>(image.data());
+  const Handle access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose, "H5Pcreate");
+  check(H5Pset_fapl_core(access, image.size(), false), "H5Pset_fapl_core");
+  H5FD_file_image_callbacks_t callbacks{same_image, no_copy, no_growth, not_freed, same_data, data_not_freed, bytes};
+  check(H5Pset_file_image_callbacks(access, &callbacks), "H5Pset_file_image_callbacks");
+  check(H5Pset_file_image(access, bytes, image.size()), "H5Pset_file_image");
+  return Handle(H5Fopen("/dev/null/shard", H5F_ACC_RDONLY, access), H5Fclose, "H5Fopen");
+}
+
+/// What the image says of its block, the linears without their arrays; and where those lie.
+std::pair<BlockShard, std::vector<StoredLinear>> parse_image(std::span<const std::byte> image,
+                                                             const std::string& name) {
+  const Handle file = open_image(image);
   const ObjectReader reader(file, name);
   const std::int64_t version = reader.integer("format_version");
   if (version != format_version) {
@@ -343,18 +406,31 @@ BlockShard read_image(std::span<const std::byte> image, const std::string& name)
   shard.fingerprint = reader.text("fingerprint");
   shard.block = reader.integer("block");
   shard.spec = reader.json("spec");
-  std::vector<std::pair<std::int64_t, PackedLinear>> linears;
+  std::vector<StoredLinear> linears;
   for (const auto& group : group_names(file)) {
-    linears.push_back(read_linear(file, group, name));
+    linears.push_back(find_linear(file, group, name));
   }
-  std::sort(linears.begin(), linears.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
-  for (auto& [index, linear] : linears) {
-    if (index != std::ssize(shard.linears)) {
-      reader.fail(fmt::format("{} has the index {}, expected {}", linear.name, index, shard.linears.size()));
+  std::sort(linears.begin(), linears.end(), [](const auto& a, const auto& b) { return a.index < b.index; });
+  for (const auto& stored : linears) {
+    if (stored.index != std::ssize(shard.linears)) {
+      reader.fail(
+          fmt::format("{} has the index {}, expected {}", stored.linear.name, stored.index, shard.linears.size()));
     }
-    shard.linears.push_back(std::move(linear));
+    shard.linears.push_back(stored.linear);
   }
-  return shard;
+  return {std::move(shard), std::move(linears)};
+}
+
+/// The same behind the library's lock, its failures as Errors.
+std::pair<BlockShard, std::vector<StoredLinear>> parse_safely(std::span<const std::byte> image,
+                                                              const std::string& name) {
+  const std::scoped_lock lock(hdf5_mutex);
+  const SilentErrors silent;
+  try {
+    return parse_image(image, name);
+  } catch (const Hdf5Failure& failure) {
+    throw Error(ErrorKind::input, fmt::format("{}: {}; it is no shard of this program", name, failure.what()));
+  }
 }
 
 void remove_if_there(const fs::path& path) {
@@ -380,13 +456,52 @@ std::vector<std::byte> to_image(const BlockShard& shard) {
 }
 
 BlockShard from_image(std::span<const std::byte> image, const std::string& name) {
-  const std::scoped_lock lock(hdf5_mutex);
-  const SilentErrors silent;
-  try {
-    return read_image(image, name);
-  } catch (const Hdf5Failure& failure) {
-    throw Error(ErrorKind::input, fmt::format("{}: {}; it is no shard of this program", name, failure.what()));
+  auto [shard, linears] = parse_safely(image, name);
+  for (std::size_t i = 0; i < linears.size(); ++i) {
+    shard.linears[i] = take_linear(image, linears[i], name);
   }
+  return std::move(shard);
+}
+
+namespace {
+
+struct FreeMemory {
+  void operator()(std::byte* memory) const { std::free(memory); }
+};
+using LargeMemory = std::unique_ptr<std::byte[], FreeMemory>;
+
+/// Memory for a file that is read whole, in huge pages where there are any: with small ones a tenth of a merge's time
+/// went into making them.
+LargeMemory large_memory(std::size_t bytes) {
+  constexpr std::size_t huge_page = std::size_t{2} << 20;
+  const std::size_t rounded = (bytes + huge_page - 1) / huge_page * huge_page;
+  LargeMemory memory(static_cast<std::byte*>(std::aligned_alloc(huge_page, std::max(rounded, huge_page))));
+  if (memory == nullptr) {
+    throw std::bad_alloc();
+  }
+  ::madvise(memory.get(), rounded, MADV_HUGEPAGE);  // a hint
+  return memory;
+}
+
+}  // namespace
+
+struct ShardFile::Content {
+  std::string name;
+  LargeMemory bytes;
+  std::size_t size = 0;
+  BlockShard account;
+  std::vector<StoredLinear> linears;
+};
+
+ShardFile::ShardFile(std::unique_ptr<Content> content) : content_(std::move(content)) {}
+ShardFile::ShardFile(ShardFile&&) noexcept = default;
+ShardFile& ShardFile::operator=(ShardFile&&) noexcept = default;
+ShardFile::~ShardFile() = default;
+
+const BlockShard& ShardFile::account() const { return content_->account; }
+
+PackedLinear ShardFile::read(std::size_t index) const {
+  return take_linear({content_->bytes.get(), content_->size}, content_->linears.at(index), content_->name);
 }
 
 ShardStore::ShardStore(fs::path work_folder) : folder_(std::move(work_folder)) {
@@ -496,23 +611,47 @@ ShardState ShardStore::length_state(std::int64_t block) const {
   return {.status = ShardStatus::valid, .reason = {}, .bytes = file.size(), .xxh3_128 = sidecar->xxh3_128};
 }
 
-BlockShard ShardStore::read(std::int64_t block) const {
-  const std::string name = shard_path(block).string();
+ShardFile ShardStore::open(std::int64_t block) const {
+  auto content = std::make_unique<ShardFile::Content>();
+  content->name = shard_path(block).string();
   const Sidecar sidecar = read_sidecar(sidecar_path(block));
-  const auto image = read_file(shard_path(block), max_shard_file_bytes);
-  if (const auto checksum = xxh3_128_hex(image); std::ssize(image) != sidecar.bytes || checksum != sidecar.xxh3_128) {
-    throw Error(ErrorKind::input,
-                fmt::format("{}: {} bytes with the checksum {}, expected {} with {}; the shard is damaged: "
-                            "remove it and run again",
-                            name, image.size(), checksum, sidecar.bytes, sidecar.xxh3_128));
+  const File file(shard_path(block));
+  const auto damaged = [&](const std::string& checksum) {
+    throw Error(ErrorKind::input, fmt::format("{}: {} bytes{}, expected {} with the checksum {}; the shard is damaged: "
+                                              "remove it and run again",
+                                              content->name, file.size(), checksum, sidecar.bytes, sidecar.xxh3_128));
+  };
+  if (file.size() != sidecar.bytes) {
+    damaged("");
   }
-  BlockShard shard = from_image(image, name);
-  if (shard.block != block) {
-    throw Error(ErrorKind::input,
-                fmt::format("{}: holds block {}, expected {}; the file was renamed: remove it and run again", name,
-                            shard.block, block));
+  content->size = static_cast<std::size_t>(file.size());
+  content->bytes = large_memory(content->size);
+  const std::span image(content->bytes.get(), content->size);
+  Hasher hasher;
+  for (std::size_t offset = 0; offset < image.size(); offset += hashed_together) {  // while it is in the cache
+    const auto part = image.subspan(offset, std::min(hashed_together, image.size() - offset));
+    file.read_exactly(static_cast<std::int64_t>(offset), part);
+    hasher.update(part);
   }
-  shard.run = sidecar.run;
+  if (const auto checksum = hasher.hex(); checksum != sidecar.xxh3_128) {
+    damaged(fmt::format(" with the checksum {}", checksum));
+  }
+  std::tie(content->account, content->linears) = parse_safely(image, content->name);
+  if (content->account.block != block) {
+    throw Error(ErrorKind::input,
+                fmt::format("{}: holds block {}, expected {}; the file was renamed: remove it and run again",
+                            content->name, content->account.block, block));
+  }
+  content->account.run = sidecar.run;
+  return ShardFile(std::move(content));
+}
+
+BlockShard ShardStore::read(std::int64_t block) const {
+  const ShardFile file = open(block);
+  BlockShard shard = file.account();
+  for (std::size_t i = 0; i < shard.linears.size(); ++i) {
+    shard.linears[i] = file.read(i);
+  }
   return shard;
 }
 
