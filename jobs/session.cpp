@@ -13,13 +13,6 @@ namespace po = boost::program_options;
 
 namespace {
 
-/// CPUs that this process may run on.
-int allowed_cpus() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  return sched_getaffinity(0, sizeof(set), &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
-}
-
 /// Threads of one rank: its share of the node, or what the launcher bound it to.
 int thread_count(const comm::World& world, int asked) {
   if (asked > 0) {
@@ -44,6 +37,12 @@ bool every_rank_has_gpus(comm::World& world) {
 }
 
 }  // namespace
+
+int allowed_cpus() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  return sched_getaffinity(0, sizeof(set), &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
+}
 
 po::options_description machine_options() {
   po::options_description options("Machine", 100, 50);

@@ -10,6 +10,9 @@
 
 namespace gptqd::jobs {
 
+/// CPUs that this process may run on.
+int allowed_cpus();
+
 /// --threads, --device, --stall-seconds.
 boost::program_options::options_description machine_options();
 

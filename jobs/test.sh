@@ -5,7 +5,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-fuzzers=(safetensors_header config_json corpus npy_header pickle tokenizer_json)
+fuzzers=(artifact_folder safetensors_header config_json corpus npy_header pickle tokenizer_json)
 
 fuzz() { # TARGET SECONDS, its seeds in tests/fuzz/seeds/TARGET
   local corpus=build/fuzz/inputs/$1 log=build/fuzz/$1.log
