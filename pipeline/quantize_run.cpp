@@ -583,20 +583,21 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
   const auto all_seconds = world.group().all_gather_bytes(std::as_bytes(std::span(rank_seconds)), "seconds of ranks");
   const auto stage_flops = world.group().all_gather(static_cast<std::int64_t>(flops / 1e6), "work done");
 
+  LayerTable table;
+  nlohmann::json files = nlohmann::json::array();
+  const auto merge_start = Clock::now();
+  const io::ShardStore store(config.work);
+  if (config.merge) {
+    const auto artifact =
+        merge(world, store, found.fingerprint, source, merge_options(config), config.max_fallbacks, table);
+    summary.artifact_bytes = artifact.bytes;
+    for (const auto& file : artifact.files) {
+      files.push_back({{"name", file.name}, {"bytes", file.bytes}, {"xxh3_128", file.xxh3_128}});
+    }
+  }
   if (world.rank() == 0) {
-    const auto step = world.long_host_step("merging the shards");
-    world.set_activity("merging the shards");
-    LayerTable table;
-    nlohmann::json files = nlohmann::json::array();
-    const auto merge_start = Clock::now();
-    const io::ShardStore store(config.work);
-    if (config.merge) {
-      const auto artifact = merge(store, found.fingerprint, source, merge_options(config), config.max_fallbacks, table);
-      summary.artifact_bytes = artifact.bytes;
-      for (const auto& file : artifact.files) {
-        files.push_back({{"name", file.name}, {"bytes", file.bytes}, {"xxh3_128", file.xxh3_128}});
-      }
-    } else {
+    if (!config.merge) {
+      const auto step = world.long_host_step("reading the shards");
       read_layers(store, found.fingerprint, plan.blocks, config.max_fallbacks, table);
     }
     summary.loss_ratio = table.loss_ratio();
