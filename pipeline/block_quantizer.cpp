@@ -131,6 +131,7 @@ gptq::HessianInput BlockQuantizer::hessian_input(const BlockSpec& block, Phase p
   gptq::HessianInput input;
   input.tokens = plan_.tokens();
   input.upload = inputs_->upload();
+  input.spare_bytes = plan_.spare_bytes;
   if (square_sums) {
     input.square_sums = square_sums.view<const double, 2>({leaves_.count, block.input_width(phase)});
   }
