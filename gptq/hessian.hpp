@@ -44,6 +44,8 @@ struct HessianInput {
   std::function<std::optional<std::string>()> find_non_finite;
   /// Set where the leaves lie in page-locked host memory: the stream that brings them. On all ranks or none.
   Stream* upload = nullptr;
+  /// Device memory that passes over leaves in host memory may take beyond what the solve takes later.
+  std::int64_t spare_bytes = 0;
   /// Σ x² of each of this rank's leaves, [leaves, cols], on the device, by whoever made them; else computed from them.
   std::optional<ConstTensorView<double, 2>> square_sums = std::nullopt;
 };

@@ -258,7 +258,7 @@ void GroupQuantizer::factor_hessian(HessianSource& source, const DeviceOrder& or
   const auto memory = group_memory(
       {.rows = rows_, .columns = columns_, .ranks = team_.group.size(), .rank = team_.group.rank()}, spec_, partition_,
       /*calibrated=*/true);
-  const Panels hessian = source.panels(layout, order, spec_.solver, memory.room());
+  const Panels hessian = source.panels(layout, order, spec_.solver, memory.room() + hessian_->spare_bytes);
   const auto diagonal = gather_diagonal(team_, hessian);
   source.require_finite(diagonal);
   dead_ = dead_columns(diagonal);

@@ -24,6 +24,8 @@ namespace fs = std::filesystem;
 
 // One read or write call moves at most 2 GiB; smaller pieces keep the process open to signals.
 constexpr std::size_t largest_transfer = std::size_t{64} << 20;
+// Left alone, Linux begins to write a file out after seconds, or when memory is full of it.
+constexpr std::int64_t written_out_together = std::int64_t{16} << 20;
 
 std::string_view next_step(int code) {
   switch (code) {
@@ -93,6 +95,12 @@ void sync(const FileDescriptor& descriptor, const fs::path& path) {
   if (retry("file.fsync", [&] { return ::fsync(descriptor.get()); }) != 0) {
     fail("flush to disk", path);
   }
+}
+
+/// Asks the system to write a part of a file to the disk (bytes 0: all from `offset` on), without waiting. A hint: file
+/// systems that do not know it do nothing.
+void start_writing_out(const FileDescriptor& descriptor, std::int64_t offset, std::int64_t bytes) {
+  ::sync_file_range(descriptor.get(), static_cast<off_t>(offset), static_cast<off_t>(bytes), SYNC_FILE_RANGE_WRITE);
 }
 
 void sync_folder(const fs::path& folder) {
@@ -210,7 +218,8 @@ void write_file_atomically(const fs::path& path, std::string_view text) {
   write_file_atomically(path, std::as_bytes(std::span(text)));
 }
 
-AtomicFile::AtomicFile(fs::path path) : path_(std::move(path)), temporary_(with_suffix(path_, ".tmp")) {
+AtomicFile::AtomicFile(fs::path path, Durable durable)
+    : path_(std::move(path)), temporary_(with_suffix(path_, ".tmp")), durable_(durable) {
   const auto create = [&] {
     return retry("file.create",
                  [&] { return ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666); });
@@ -245,17 +254,25 @@ void AtomicFile::append(std::span<const std::byte> data) {
     data = data.subspan(static_cast<std::size_t>(written));
     bytes_ += written;
   }
+  if (bytes_ - under_way_ >= written_out_together) {
+    start_writing_out(descriptor_, under_way_, bytes_ - under_way_);
+    under_way_ = bytes_;
+  }
 }
 
 void AtomicFile::commit() {
   require(descriptor_.get() >= 0, "atomic file: committed twice");
-  sync(descriptor_, temporary_);
+  if (durable_ == Durable::at_commit) {
+    sync(descriptor_, temporary_);
+  }
   if (retry("file.rename", [&] { return ::rename(temporary_.c_str(), path_.c_str()); }) != 0) {
     fail(fmt::format("rename {} to", temporary_.filename().string()), path_);
   }
   descriptor_ = FileDescriptor();
   fault_point("file.renamed");
-  sync_folder(folder_of(path_));
+  if (durable_ == Durable::at_commit) {
+    sync_folder(folder_of(path_));
+  }
 }
 
 AtomicFolder::AtomicFolder(const fs::path& out) : out_(resolved(out)), partial_(with_suffix(out_, ".partial")) {
@@ -289,20 +306,26 @@ AtomicFolder::~AtomicFolder() {
 void AtomicFolder::commit() {
   require(!committed_, "atomic folder: committed twice");
   std::error_code code;
+  std::vector<std::pair<fs::path, FileDescriptor>> files;
   for (auto entry = fs::recursive_directory_iterator(partial_, code); !code && entry != fs::end(entry);
        entry.increment(code)) {
     if (entry->is_directory()) {
       sync_folder(entry->path());
     } else if (entry->is_regular_file()) {
-      const FileDescriptor descriptor = open_again(entry->path(), O_RDONLY);
+      FileDescriptor descriptor = open_again(entry->path(), O_RDONLY);
       if (descriptor.get() < 0) {
         fail("open", entry->path());
       }
-      sync(descriptor, entry->path());
+      start_writing_out(descriptor, 0, 0);
+      files.emplace_back(entry->path(), std::move(descriptor));
     }
   }
   if (code) {
     fail("list", partial_, code.value());
+  }
+  // All on their way before the first is waited for: one commit of the file system's journal serves many.
+  for (const auto& [path, descriptor] : files) {
+    sync(descriptor, path);
   }
   sync_folder(partial_);
   // An empty folder of that name is replaced; one that has been filled meanwhile is not.

@@ -60,11 +60,18 @@ void write_file_atomically(const std::filesystem::path& path, std::span<const st
 /// The same for text.
 void write_file_atomically(const std::filesystem::path& path, std::string_view text);
 
-/// A file written in pieces that appears under its name at commit().
+/// When a file has to be on the disk.
+enum class Durable {
+  at_commit,
+  with_its_folder,  ///< an AtomicFolder, whose commit() sees to it: one wait for the disk instead of one a file
+};
+
+/// A file written in pieces that appears under its name at commit(). Its bytes are on their way to the disk while more
+/// are appended.
 class AtomicFile {
  public:
   /// Creates `path`.tmp; one left behind by a crash is replaced.
-  explicit AtomicFile(std::filesystem::path path);
+  explicit AtomicFile(std::filesystem::path path, Durable durable = Durable::at_commit);
   AtomicFile(AtomicFile&&) noexcept = default;
   AtomicFile& operator=(AtomicFile&&) = delete;
   /// Without commit() removes the temporary file.
@@ -72,7 +79,7 @@ class AtomicFile {
 
   /// @throws Error (io); the object then only waits for its destruction
   void append(std::span<const std::byte> data);
-  /// fsync, rename, fsync of the folder.
+  /// fsync, rename, fsync of the folder; the rename alone where durable with its folder.
   void commit();
   const std::filesystem::path& path() const { return path_; }
   /// Bytes appended so far.
@@ -82,7 +89,9 @@ class AtomicFile {
   std::filesystem::path path_;
   std::filesystem::path temporary_;
   FileDescriptor descriptor_;
+  Durable durable_;
   std::int64_t bytes_ = 0;
+  std::int64_t under_way_ = 0;  // bytes that the system was told to write out
 };
 
 /// A folder filled as OUT.partial that appears as OUT at commit().

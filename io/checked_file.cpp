@@ -48,7 +48,7 @@ std::pair<std::optional<Sidecar>, std::string> try_sidecar(const fs::path& path)
 
 std::string checksum_of(const File& file) {
   Hasher hasher;
-  std::vector<std::byte> chunk(std::size_t{8} << 20);
+  std::vector<std::byte> chunk(static_cast<std::size_t>(std::min<std::int64_t>(file.size(), std::int64_t{8} << 20)));
   for (std::int64_t offset = 0; offset < file.size();) {
     const auto bytes = std::min<std::int64_t>(std::ssize(chunk), file.size() - offset);
     const auto part = std::span(chunk).first(static_cast<std::size_t>(bytes));

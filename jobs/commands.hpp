@@ -11,5 +11,6 @@ int convert_command(const Arguments& arguments);
 int plan_command(const Arguments& arguments);
 int eval_command(const Arguments& arguments);
 int tokenize_command(const Arguments& arguments);
+int verify_command(const Arguments& arguments);
 
 }  // namespace gptqd::jobs

@@ -187,7 +187,7 @@ void print_table(const std::vector<pipeline::ModelEvaluation>& results) {
                "model", width, results.size() > 1 ? "  nll against the first, 95 %" : "");
     for (const auto& model : results) {
       const auto& text = model.texts[i];
-      fmt::print("{:<{}}  {:>4}  {:>10}  {:>10.4f}{}\n", short_name(model.model), width, model.bits,
+      fmt::print("{:<{}}  {:>4.3g}  {:>10}  {:>10.4f}{}\n", short_name(model.model), width, model.bits,
                  human_bytes(model.weight_bytes), text.perplexity,
                  text.difference ? "  " + describe(*text.difference) : "");
     }

@@ -23,10 +23,11 @@ constexpr std::string_view overview =
   gptq-dist status WORK                              what a run has done, and whether it is alive
   gptq-dist merge WORK --out DIR                     the shards of a finished run into an artifact
   gptq-dist convert ARTIFACT --to FORMAT --out DIR   an artifact in another format, without loss
+  gptq-dist verify ARTIFACT [--against SOURCE]       will engines load it, does it hold its source's weights
   gptq-dist tokenize --model DIR --text FILE         what the model's tokenizer makes of a text
 
   gptq-dist quantize --help                          all options (quantize is the default)
-  gptq-dist plan --help, status --help, merge --help, eval --help, convert --help, tokenize --help
+  gptq-dist plan --help, status --help, merge --help, eval --help, convert --help, verify --help, tokenize --help
   gptq-dist --version
 
 A run that was interrupted goes on where it stopped when the same command is given again, with any number of ranks.
@@ -42,7 +43,7 @@ constexpr std::array commands{
     Command{"quantize", gptqd::jobs::quantize_command}, Command{"plan", gptqd::jobs::plan_command},
     Command{"status", gptqd::jobs::status_command},     Command{"merge", gptqd::jobs::merge_command},
     Command{"eval", gptqd::jobs::eval_command},         Command{"convert", gptqd::jobs::convert_command},
-    Command{"tokenize", gptqd::jobs::tokenize_command}};
+    Command{"verify", gptqd::jobs::verify_command},     Command{"tokenize", gptqd::jobs::tokenize_command}};
 
 int run(Arguments arguments) {
   const std::string first = arguments.empty() ? "--help" : arguments.front();
@@ -61,11 +62,9 @@ int run(Arguments arguments) {
     }
   }
   if (!first.starts_with("-")) {
-    throw gptqd::Error(
-        gptqd::ErrorKind::usage,
-        fmt::format(
-            "there is no command \"{}\"; the commands are quantize, plan, status, merge, eval, convert, tokenize",
-            first));
+    throw gptqd::Error(gptqd::ErrorKind::usage, fmt::format("there is no command \"{}\"; the commands are quantize, "
+                                                            "plan, status, merge, eval, convert, verify, tokenize",
+                                                            first));
   }
   return gptqd::jobs::quantize_command(arguments);
 }

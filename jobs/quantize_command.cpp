@@ -1,6 +1,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <cstdlib>
 #include <cstring>
@@ -105,6 +106,21 @@ po::options_description quantizer_options() {
   return options;
 }
 
+po::options_description layer_options() {
+  using Texts = std::vector<std::string>;
+  po::options_description options("Linears with other settings (in the order applied; what a later one says holds)",
+                                  100, 50);
+  options.add_options()("first-blocks", po::value<Texts>()->composing()->value_name("N=bits:8,group:64"),
+                        "other bits, group size or sym:true|false for the first N blocks; N=skip leaves them as they "
+                        "are")("last-blocks", po::value<Texts>()->composing()->value_name("N=bits:8,group:64"),
+                               "the same for the last N blocks")(
+      "override", po::value<Texts>()->composing()->value_name("REGEX=bits:8,group:64"),
+      "the same for linears whose name the regex (PCRE2) is found in: 'down_proj=bits:8'; may be given again. q, k "
+      "and v, and gate and up, need one setting")("skip", po::value<Texts>()->composing()->value_name("REGEX"),
+                                                  "leave such linears as they are; may be given again");
+  return options;
+}
+
 po::options_description expert_options() {
   po::options_description options("Distribution and reproducibility (those marked * decide the last bits)", 100, 50);
   options.add_options()("stages", po::value<int>()->default_value(1)->value_name("N"),
@@ -167,6 +183,25 @@ gptq::QuantSpec quant_spec(const CommandLine& line) {
   spec.solver = precision == "f64" ? DType::f64 : DType::f32;
   gptq::validate(spec);
   return spec;
+}
+
+std::vector<pipeline::LayerRule> layer_rules(const CommandLine& line) {
+  struct Option {
+    const char* name;
+    pipeline::LayerRule (*parse)(const std::string& text);
+  };
+  constexpr std::array options{Option{"first-blocks", pipeline::parse_first_blocks},
+                               Option{"last-blocks", pipeline::parse_last_blocks},
+                               Option{"override", pipeline::parse_override}, Option{"skip", pipeline::parse_skip}};
+  std::vector<pipeline::LayerRule> rules;
+  for (const auto& option : options) {
+    if (line.has(option.name)) {
+      for (const auto& text : line.get<std::vector<std::string>>(option.name)) {
+        rules.push_back(option.parse(text));
+      }
+    }
+  }
+  return rules;
 }
 
 gptq::Partition partition(const CommandLine& line) {
@@ -246,6 +281,8 @@ pipeline::QuantizeConfig quantize_config(const CommandLine& line) {
   }
   pipeline::QuantizeConfig config;
   config.spec = quant_spec(line);
+  config.layer_rules = layer_rules(line);
+  config.choose_clip = !line.has("clip") && !config.spec.reference;
   config.partition = partition(line);
   const auto& model = line.get<std::string>("model");
   const bool synthetic = pipeline::is_synthetic(model);
@@ -380,6 +417,7 @@ int quantize_command(const Arguments& arguments) {
   line.add(artifact_options());
   line.add(restart_options());
   line.add(quantizer_options());
+  line.add(layer_options());
   line.add(expert_options());
   line.add(machine_options());
   if (!line.parse(arguments)) {

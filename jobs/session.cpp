@@ -4,6 +4,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
+#include <span>
+#include <thread>
+#include <vector>
 
 #include "jobs/console.hpp"
 
@@ -13,25 +17,34 @@ namespace po = boost::program_options;
 
 namespace {
 
-/// CPUs that this process may run on.
-int allowed_cpus() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  return sched_getaffinity(0, sizeof(set), &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
-}
+constexpr std::chrono::milliseconds time_for_others_to_end{500};
 
-/// Threads of one rank: its share of the node, or what the launcher bound it to.
-int thread_count(const comm::World& world, int asked) {
+/// Threads of one rank: its share of the CPUs that it may run on, which launchers leave to all ranks of a node (mpirun
+/// --bind-to none; srun in a cgroup) or divide among them. Collective.
+int thread_count(comm::World& world, int asked) {
   if (asked > 0) {
     return asked;
   }
-  const int allowed = allowed_cpus();
-  const int online = static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
-  if (allowed < online && allowed < online / world.local_size() && world.rank() == 0) {
-    note(fmt::format("the launcher lets each rank use {} of {} CPUs; mpirun --bind-to none gives it {}", allowed,
-                     online, online / world.local_size()));
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof(set), &set) != 0) {
+    return 1;
   }
-  return allowed < online ? allowed : std::max(1, online / world.local_size());
+  auto own = std::as_bytes(std::span(&set, 1));
+  const auto host = std::as_bytes(std::span(world.host_name()));
+  std::vector<std::byte> place(own.begin(), own.end());
+  place.insert(place.end(), host.begin(), host.end());
+  const auto places = world.group().all_gather_bytes(place, "CPUs of the ranks");
+  const auto sharing = static_cast<int>(std::count(places.begin(), places.end(), place));
+  const int threads = std::max(1, CPU_COUNT(&set) / sharing);
+  const int online = static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
+  if (threads < online / world.local_size() && world.rank() == 0) {
+    note(
+        fmt::format("the launcher lets each rank use {} of {} CPUs; mpirun --bind-to none, srun --cpus-per-task={} and "
+                    "the like give it more",
+                    threads, online, online / world.local_size()));
+  }
+  return threads;
 }
 
 /// The GPUs that this rank sees, in turn over the ranks of the node: all of them, or those that its launcher left it
@@ -44,6 +57,12 @@ bool every_rank_has_gpus(comm::World& world) {
 }
 
 }  // namespace
+
+int allowed_cpus() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  return sched_getaffinity(0, sizeof(set), &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
+}
 
 po::options_description machine_options() {
   po::options_description options("Machine", 100, 50);
@@ -81,9 +100,13 @@ int run_session(const CommandLine& line, const std::function<void(comm::World& w
     }
     const bool speaks = world->rank() == 0;
     world->finish();
-    if (speaks) {
-      fmt::print(stderr, "gptq-dist: {}\n", error.one_line());
+    if (!speaks) {
+      return 0;
     }
+    fmt::print(stderr, "gptq-dist: {}\n", error.one_line());
+    // A launcher may kill the other ranks at the first exit code but 0 (srun -K, mpirun), and srun would report that
+    // death instead of this code: one rank brings it, when the others have ended.
+    std::this_thread::sleep_for(time_for_others_to_end);
     return exit_code(error.kind());
   } catch (const std::bad_alloc&) {
     world->fail(

@@ -12,6 +12,9 @@
 
 namespace gptqd::jobs {
 
+/// CPUs that this process may run on.
+int allowed_cpus();
+
 /// --threads, --device, --stall-seconds.
 boost::program_options::options_description machine_options();
 

@@ -9,6 +9,7 @@
 #include "io/json_file.hpp"
 #include "pipeline/fingerprint.hpp"
 #include "pipeline/gguf_artifact.hpp"
+#include "pipeline/layer_specs.hpp"
 #include "version.hpp"
 
 namespace gptqd::pipeline {
@@ -111,6 +112,18 @@ class ShardLayers {
   std::map<std::int64_t, bool> seen_blocks_;
 };
 
+/// Whether no quantized linear has a zero point of its own.
+bool all_symmetric(const nlohmann::json& fingerprint) {
+  if (fingerprint.contains("layers")) {
+    for (const auto& [module, differences] : fingerprint.at("layers").items()) {
+      if (differences.is_object() && !differences.value("symmetric", true)) {
+        return false;
+      }
+    }
+  }
+  return fingerprint.at("spec").at("symmetric");
+}
+
 nlohmann::ordered_json config_of(const std::filesystem::path& folder) {
   auto config = io::read_ordered_json(folder / "config.json");
   config.erase("quantization_config");
@@ -133,19 +146,21 @@ nlohmann::json facts_of(const io::ArtifactReader& reader, const std::filesystem:
 
 }  // namespace
 
-std::vector<std::vector<std::string>> quantized_modules(const ModelSpec& model) {
+std::vector<std::vector<std::string>> quantized_modules(const nlohmann::json& fingerprint, const ModelSpec& model) {
   std::vector<std::vector<std::string>> modules;
   for (const auto& block : model.blocks) {
     auto& names = modules.emplace_back();
     for (const auto& linear : block.linears()) {
-      names.push_back(linear.module);
+      if (layer_settings(fingerprint, linear.module)) {
+        names.push_back(linear.module);
+      }
     }
   }
   return modules;
 }
 
 io::ArtifactFormat default_format(const nlohmann::json& fingerprint) {
-  return fingerprint.at("spec").at("symmetric").get<bool>() ? io::ArtifactFormat::gptq : io::ArtifactFormat::gptq_v2;
+  return all_symmetric(fingerprint) ? io::ArtifactFormat::gptq : io::ArtifactFormat::gptq_v2;
 }
 
 io::ArtifactContent content_of_source(const nlohmann::json& fingerprint, const Source& source) {
@@ -155,16 +170,18 @@ io::ArtifactContent content_of_source(const nlohmann::json& fingerprint, const S
   content.config = config_of(content.folder);
   content.dtype = source.model.dtype;
   content.tensors = source.tensors.get();
-  content.settings = {.bits = spec.at("bits"),
-                      .group_size = spec.at("group_size"),
-                      .sym = spec.at("symmetric"),
-                      .reordered = spec.at("act_order") == "dynamic" && spec.at("group_size") != -1};
+  content.settings = base_settings(fingerprint);
+  content.float_linears = linears_outside_blocks(source.model);
   std::unordered_map<std::string, bool> packed;
   for (const auto& block : source.model.blocks) {
     auto& layers = content.blocks.emplace_back();
     for (const auto& linear : block.linears()) {
-      layers.push_back(
-          {.module = linear.module, .rows = linear.rows, .cols = linear.cols, .settings = content.settings});
+      const auto settings = layer_settings(fingerprint, linear.module);
+      if (!settings) {
+        content.float_linears.push_back(linear.module);
+        continue;
+      }
+      layers.push_back({.module = linear.module, .rows = linear.rows, .cols = linear.cols, .settings = *settings});
       packed[linear.weight_name()] = true;
     }
   }
@@ -173,7 +190,6 @@ io::ArtifactContent content_of_source(const nlohmann::json& fingerprint, const S
       content.passing.push_back(name);
     }
   }
-  content.float_linears = linears_outside_blocks(source.model);
   content.groups_of_block = groups_of_block(source.model);
   content.facts = {
       {"true_sequential", fingerprint.at("true_sequential")},
@@ -188,8 +204,8 @@ io::ArtifactContent content_of_shards(const io::ShardStore& store, const nlohman
                                       const Source& source, std::function<void(const io::BlockShard&)> seen) {
   auto content = content_of_source(fingerprint, source);
   auto shards = std::make_shared<ShardLayers>(store, fingerprint_hash(fingerprint), std::move(seen));
-  content.read_layer = [shards = std::move(shards), modules = quantized_modules(source.model)](std::int64_t block,
-                                                                                               std::int64_t layer) {
+  content.read_layer = [shards = std::move(shards), modules = quantized_modules(fingerprint, source.model)](
+                           std::int64_t block, std::int64_t layer) {
     return shards->read(block, modules.at(static_cast<std::size_t>(block)).at(static_cast<std::size_t>(layer)));
   };
   return content;
@@ -206,7 +222,7 @@ io::ArtifactContent content_of_artifact(const io::ArtifactReader& reader, const 
   content.float_linears = linears_outside_blocks(model);
   content.groups_of_block = groups_of_block(model);
   content.facts = facts_of(reader, folder);
-  bool first = true;
+  std::vector<std::pair<io::LayerSettings, std::int64_t>> kinds;
   bool reordered = false;
   for (const auto& block : model.blocks) {
     auto& layers = content.blocks.emplace_back();
@@ -220,11 +236,18 @@ io::ArtifactContent content_of_artifact(const io::ArtifactReader& reader, const 
         throw Error(ErrorKind::input, fmt::format("{}: packed as [{}, {}], config.json says [{}, {}]", linear.module,
                                                   layers.back().rows, layers.back().cols, linear.rows, linear.cols));
       }
-      if (std::exchange(first, false)) {
-        content.settings = layers.back().settings;
-      }
       reordered = reordered || layers.back().settings.reordered;
+      auto kind = layers.back().settings;
+      kind.reordered = false;
+      const auto known =
+          std::find_if(kinds.begin(), kinds.end(), [&](const auto& entry) { return entry.first == kind; });
+      known == kinds.end() ? kinds.emplace_back(kind, 1).second : ++known->second;
     }
+  }
+  const auto most =
+      std::max_element(kinds.begin(), kinds.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
+  if (most != kinds.end()) {
+    content.settings = most->first;
   }
   content.settings.reordered = reordered;
   std::size_t known = 0;

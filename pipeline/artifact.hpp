@@ -14,7 +14,7 @@
 namespace gptqd::pipeline {
 
 /// Names of the quantized modules, block by block.
-std::vector<std::vector<std::string>> quantized_modules(const ModelSpec& model);
+std::vector<std::vector<std::string>> quantized_modules(const nlohmann::json& fingerprint, const ModelSpec& model);
 
 /// The format that most engines take for these settings: gptq, or gptq_v2 where zeros are not all in the middle.
 io::ArtifactFormat default_format(const nlohmann::json& fingerprint);

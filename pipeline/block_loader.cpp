@@ -10,11 +10,9 @@ std::string name_of(std::int64_t block) { return fmt::format("weights of block {
 
 }  // namespace
 
-BlockLoader::BlockLoader(BlockLoaderContext context, BlockPackedSource packed, int bits,
-                         std::function<int(std::int64_t)> owner)
+BlockLoader::BlockLoader(BlockLoaderContext context, BlockPackedSource packed, std::function<int(std::int64_t)> owner)
     : context_(context),
       packed_(std::move(packed)),
-      bits_(bits),
       owner_(std::move(owner)),
       copy_stream_(context.backend.create_stream()) {}
 
@@ -86,13 +84,8 @@ BlockWeights BlockLoader::load(std::int64_t block) {
   Coming coming = std::move(*coming_);
   coming_.reset();
   coming.pending.wait();
-  return {context_.backend,
-          context_.stream,
-          context_.model.blocks[static_cast<std::size_t>(block)],
-          coming.layout,
-          coming.raw,
-          context_.model.dtype,
-          bits_};
+  return {context_.backend, context_.stream, context_.model.blocks[static_cast<std::size_t>(block)],
+          coming.layout,    coming.raw,      context_.model.dtype};
 }
 
 }  // namespace gptqd::pipeline

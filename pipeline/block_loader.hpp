@@ -29,10 +29,8 @@ using BlockPackedSource = std::function<PackedSource(std::int64_t block)>;
 class BlockLoader {
  public:
   /// @param packed  what is packed in which block (finished shards, an artifact); called at the block's owner
-  /// @param bits    of what is packed
   /// @param owner   replica that reads a block
-  BlockLoader(BlockLoaderContext context, BlockPackedSource packed, int bits,
-              std::function<int(std::int64_t block)> owner);
+  BlockLoader(BlockLoaderContext context, BlockPackedSource packed, std::function<int(std::int64_t block)> owner);
   ~BlockLoader();
 
   /// Starts reading a block in the background, at its owner. Others do nothing.
@@ -49,7 +47,6 @@ class BlockLoader {
  private:
   BlockLoaderContext context_;
   BlockPackedSource packed_;
-  int bits_;
   std::function<int(std::int64_t)> owner_;
   /// A block on its owner's device.
   struct Ahead {

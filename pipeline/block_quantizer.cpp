@@ -32,8 +32,11 @@ nlohmann::json BlockSeconds::to_json() const {
           {"total", total}};
 }
 
-bool needs_calibration(const gptq::QuantSpec& spec) {
-  return spec.method != gptq::Method::rtn || spec.clip == Clip::hessian;
+bool needs_calibration(const LayerSpecs& layers) {
+  const auto specs = layers.distinct();
+  return std::any_of(specs.begin(), specs.end(), [](const gptq::QuantSpec& spec) {
+    return spec.method != gptq::Method::rtn || spec.clip == Clip::hessian;
+  });
 }
 
 BlockQuantizer::BlockQuantizer(gptq::Team team, const ModelSpec& model, const Plan& plan, int replica,
@@ -44,7 +47,7 @@ BlockQuantizer::BlockQuantizer(gptq::Team team, const ModelSpec& model, const Pl
       settings_(std::move(settings)),
       leaves_(plan.replica_leaves(replica)),
       samples_(plan.replica_samples(replica)) {
-  if (!needs_calibration(settings_.spec)) {
+  if (!needs_calibration(settings_.layers)) {
     return;
   }
   std::int64_t most_rows = 0;
@@ -115,8 +118,8 @@ void BlockQuantizer::replay(const BlockSpec& block, const BlockWeights& weights)
   }
 }
 
-Buffer BlockQuantizer::make_square_sums(std::int64_t width) const {
-  if (settings_.spec.order() == gptq::ActOrder::none || leaves_.count == 0) {
+Buffer BlockQuantizer::make_square_sums(const gptq::QuantSpec* spec, std::int64_t width) const {
+  if (spec == nullptr || spec->order() == gptq::ActOrder::none || leaves_.count == 0) {
     return {};
   }
   Buffer sums = team_.backend.allocate(leaves_.count * width * size_of(DType::f64));
@@ -128,6 +131,7 @@ gptq::HessianInput BlockQuantizer::hessian_input(const BlockSpec& block, Phase p
   gptq::HessianInput input;
   input.tokens = plan_.tokens();
   input.upload = inputs_->upload();
+  input.spare_bytes = plan_.spare_bytes;
   if (square_sums) {
     input.square_sums = square_sums.view<const double, 2>({leaves_.count, block.input_width(phase)});
   }
@@ -181,7 +185,7 @@ void BlockQuantizer::install(const BlockSpec& block, BlockWeights& weights,
   for (const auto& spec : block.linears()) {
     for (const auto& linear : linears) {
       if (linear.name == spec.module) {
-        linear.dequantize(team_.backend, team_.stream, settings_.spec.bits, model_.dtype,
+        linear.dequantize(team_.backend, team_.stream, settings_.layers.find(linear.name)->bits, model_.dtype,
                           weights.linear(spec).weight_view());
       }
     }
@@ -205,22 +209,26 @@ BlockResult BlockQuantizer::quantize(const BlockSpec& block, BlockWeights& weigh
   for (const Phase phase : phases) {
     entering(phase);
     const auto mark = Clock::now();
+    const auto linears = block.group(phase);
+    const auto* spec = settings_.layers.find(linears.front().module);  // one for all linears of a phase
     std::optional<gptq::HessianInput> hessian;
     Buffer square_sums;
     if (forward_) {
-      square_sums = make_square_sums(block.input_width(phase));
+      square_sums = make_square_sums(spec, block.input_width(phase));
       advance_all(block, weights, phase, through, &square_sums);
       team_.stream.synchronize();
       hessian = hessian_input(block, phase, square_sums);
     }
     result.seconds.forward += seconds_since(mark);
+    if (spec == nullptr) {
+      continue;
+    }
 
     std::vector<gptq::LinearWeight> group;
-    for (const auto& spec : block.group(phase)) {
-      group.push_back({.name = spec.module, .weight = weights.linear(spec).weight_view()});
+    for (const auto& linear : linears) {
+      group.push_back({.name = linear.module, .weight = weights.linear(linear).weight_view()});
     }
-    auto quantized =
-        gptq::quantize_group(team_, group, hessian, settings_.spec, plan_.partition, &result.seconds.quantize);
+    auto quantized = gptq::quantize_group(team_, group, hessian, *spec, plan_.partition, &result.seconds.quantize);
     if (sequential) {
       install(block, weights, quantized);
     }

@@ -8,6 +8,7 @@
 #include "io/corpus.hpp"
 #include "io/packed_linear.hpp"
 #include "pipeline/block_forward.hpp"
+#include "pipeline/layer_specs.hpp"
 #include "pipeline/phase_inputs.hpp"
 #include "pipeline/plan.hpp"
 
@@ -21,7 +22,7 @@ enum class Propagation : std::uint8_t {
 std::string_view name_of(Propagation propagation);
 
 struct BlockQuantizerSettings {
-  gptq::QuantSpec spec;
+  LayerSpecs layers;
   bool true_sequential = true;
   Propagation propagation = Propagation::quantized;
 };
@@ -41,8 +42,8 @@ struct BlockResult {
   BlockSeconds seconds;
 };
 
-/// Whether the settings need calibration activations at all: round-to-nearest on the weights' own ranges does not.
-bool needs_calibration(const gptq::QuantSpec& spec);
+/// Whether any of the settings needs calibration activations: round-to-nearest on the weights' own ranges does not.
+bool needs_calibration(const LayerSpecs& layers);
 
 class BlockQuantizer {
  public:
@@ -56,8 +57,8 @@ class BlockQuantizer {
   void embed(const io::TokenWindows& windows, const io::CheckpointReader& tensors);
   /// Runs a block as it is over the hidden states: one that is quantized already, or a float one.
   void replay(const BlockSpec& block, const BlockWeights& weights);
-  /// Quantizes a block's linears phase by phase, then leaves the hidden states behind the block, quantized or not
-  /// (Propagation). Collective over the team.
+  /// Quantizes a block's linears phase by phase, all but those that stay as they are, then leaves the hidden states
+  /// behind the block, quantized or not (Propagation). Collective over the team.
   /// @param leaving  called when all linears are quantized: transfers that it starts go on beside the rest of the pass
   BlockResult quantize(const BlockSpec& block, BlockWeights& weights, const std::function<void(Phase)>& entering,
                        const std::function<void()>& leaving);
@@ -68,7 +69,7 @@ class BlockQuantizer {
                    const Buffer* square_sums = nullptr);
   void run_block(const BlockSpec& block, const BlockWeights& weights, AnyView<2> hidden);
   /// Zeros for the sums of squares that the order of columns comes from; empty where it needs none.
-  Buffer make_square_sums(std::int64_t width) const;
+  Buffer make_square_sums(const gptq::QuantSpec* spec, std::int64_t width) const;
   gptq::HessianInput hessian_input(const BlockSpec& block, Phase phase, const Buffer& square_sums) const;
   std::optional<std::string> find_non_finite(const BlockSpec& block, Phase phase) const;
   void install(const BlockSpec& block, BlockWeights& weights, std::span<const gptq::QuantizedLinear> linears);

@@ -38,7 +38,7 @@ std::optional<ConstTensorView<float, 1>> DeviceLinear::bias_view() const {
 }
 
 BlockWeights::BlockWeights(Backend& backend, Stream& stream, const BlockSpec& block,
-                           const std::vector<BlockTensor>& layout, const Buffer& raw, DType stored, int bits) {
+                           const std::vector<BlockTensor>& layout, const Buffer& raw, DType stored) {
   std::map<std::string, const BlockTensor*> by_name;
   for (const auto& tensor : layout) {
     by_name.emplace(tensor.name, &tensor);
@@ -55,8 +55,9 @@ BlockWeights::BlockWeights(Backend& backend, Stream& stream, const BlockSpec& bl
     if (by_name.contains(spec.module + ".packed")) {
       linear.weight = backend.allocate(spec.rows * spec.cols * size_of(compute));
       const auto g_idx = matrix(spec.module + ".g_idx").as<std::int32_t>();
-      backend.dequantize(stream, {.bits = bits,
-                                  .packed = matrix(spec.module + ".packed").as<std::uint32_t>(),
+      const auto codes = matrix(spec.module + ".packed").as<std::uint32_t>();
+      backend.dequantize(stream, {.bits = static_cast<int>(codes.cols() * 32 / spec.cols),
+                                  .packed = codes,
                                   .scales = matrix(spec.module + ".scales").as<float>(),
                                   .zeros = matrix(spec.module + ".zeros").as<std::uint8_t>(),
                                   .group = ConstTensorView<std::int32_t, 1>(g_idx.data, {spec.cols}),

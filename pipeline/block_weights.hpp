@@ -36,9 +36,8 @@ class BlockWeights {
   /// Takes the tensors out of `raw`, a device buffer with a block's image; float weights are converted, packed ones
   /// dequantized. Asynchronous: `raw` may go when this returns, as any buffer that enqueued work uses.
   /// @param stored  the model's dtype, to which dequantized weights are rounded
-  /// @param bits    of packed linears
   BlockWeights(Backend& backend, Stream& stream, const BlockSpec& block, const std::vector<BlockTensor>& layout,
-               const Buffer& raw, DType stored, int bits);
+               const Buffer& raw, DType stored);
 
   const DeviceLinear& linear(const LinearSpec& spec) const { return linears_.at(spec.module); }
   const DeviceNorm& norm(const NormSpec& spec) const { return norms_.at(spec.module); }

@@ -25,20 +25,31 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 struct OpenModel {
   std::filesystem::path path;
   std::unique_ptr<io::ArtifactReader> artifact;
-  int bits = 0;  ///< of the artifact's layers
+  double bits = 0;  ///< of the artifact's weights, on average
   std::unique_ptr<io::CheckpointReader> folder;
   ModelSpec spec;
 
   const io::CheckpointReader& tensors() const { return artifact ? artifact->tensors() : *folder; }
 };
 
+double average_bits(const io::ArtifactReader& artifact) {
+  double weights = 0;
+  double bits = 0;
+  for (const auto& name : artifact.linear_names()) {
+    const auto layer = artifact.layer(name);
+    const auto size = static_cast<double>(layer.rows) * static_cast<double>(layer.cols);
+    weights += size;
+    bits += size * layer.settings.bits;
+  }
+  return weights > 0 ? bits / weights : 0.0;
+}
+
 OpenModel open_model(const std::filesystem::path& path) {
   return with_context(fmt::format("reading model {}", path.string()), [&] {
     OpenModel model{.path = path, .artifact = {}, .folder = {}, .spec = {}};
     if (io::ArtifactReader::is_artifact(path)) {
       model.artifact = io::ArtifactReader::open(path);
-      const auto names = model.artifact->linear_names();
-      model.bits = names.empty() ? 0 : model.artifact->settings(names.front()).bits;
+      model.bits = average_bits(*model.artifact);
     } else {
       model.folder = io::CheckpointReader::open(path);
     }
@@ -228,7 +239,7 @@ class Evaluator {
          .progress = world_.progress(),
          .model = model,
          .tensors = model_.tensors()},
-        [&](std::int64_t) { return packed; }, model_.bits,
+        [&](std::int64_t) { return packed; },
         [&](std::int64_t block) { return static_cast<int>(block % world_.size()); });
     for (std::int64_t b = 0; b < std::ssize(model.blocks); ++b) {
       world_.set_activity(fmt::format("evaluating block {}", b));
@@ -363,7 +374,7 @@ ModelEvaluation summarize(const OpenModel& model, const EvaluationRequest& reque
                           const std::vector<io::TokenWindows>& windows, std::vector<std::vector<double>> losses) {
   ModelEvaluation result{.model = model.path,
                          .quantized = model.artifact != nullptr,
-                         .bits = model.artifact ? model.bits : static_cast<int>(8 * size_of(model.spec.dtype)),
+                         .bits = model.artifact ? model.bits : static_cast<double>(8 * size_of(model.spec.dtype)),
                          .weight_bytes = 0,
                          .seconds = 0,
                          .texts = {}};

@@ -41,7 +41,7 @@ struct TextEvaluation {
 struct ModelEvaluation {
   std::filesystem::path model;
   bool quantized = false;
-  int bits = 16;                  ///< a weight of the blocks' linears
+  double bits = 16;               ///< a weight of the blocks' linears, on average
   std::int64_t weight_bytes = 0;  ///< of the model's files
   double seconds = 0;
   std::vector<TextEvaluation> texts;

@@ -1,5 +1,6 @@
 #include "pipeline/family.hpp"
 
+#include <algorithm>
 #include <array>
 
 #include "io/json_file.hpp"
@@ -49,6 +50,11 @@ void check_tensors(const ModelSpec& spec, const io::CheckpointReader& tensors) {
 }
 
 }  // namespace
+
+bool is_known_family(std::string_view model_type) {
+  return std::any_of(families.begin(), families.end(),
+                     [&](const Family& family) { return family.model_type == model_type; });
+}
 
 ModelSpec describe_config(const nlohmann::json& config, const io::CheckpointReader& tensors) {
   const auto type = io::get<std::string>(config, "model_type", "config.json");

@@ -1,6 +1,7 @@
 #pragma once
 /// @file Model families: from config.json and tensor names to a ModelSpec. One file each in pipeline/families/.
 #include <nlohmann/json.hpp>
+#include <string_view>
 
 #include "io/checkpoint_reader.hpp"
 #include "pipeline/model_spec.hpp"
@@ -14,6 +15,9 @@ namespace gptqd::pipeline {
 ModelSpec describe_model(const nlohmann::json& config, const io::CheckpointReader& tensors);
 /// The same without looking at the tensors but for the prefix of their names and the embedding's type.
 ModelSpec describe_config(const nlohmann::json& config, const io::CheckpointReader& tensors);
+
+/// Whether the model_type is one that describe_model() knows.
+bool is_known_family(std::string_view model_type);
 
 // The families. Each throws Error (input) naming what it does not implement.
 ModelSpec describe_bloom(const nlohmann::json& config, const io::CheckpointReader& tensors);

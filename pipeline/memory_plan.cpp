@@ -77,7 +77,7 @@ GroupBytes group_bytes(const BlockSpec& block, Phase phase, const Plan& plan, in
       room = std::min(room, gptq::group_memory(shape_of(rank), settings.spec, plan.partition, true).room());
     }
     std::int64_t sums = 0;
-    for (const auto& pass : gptq::panel_passes(layout, ranks, plan.partition.leaves, room - ring)) {
+    for (const auto& pass : gptq::panel_passes(layout, ranks, plan.partition.leaves, room + plan.spare_bytes - ring)) {
       sums = std::max(sums, pass.bytes);
     }
     hessian = memory.hessian + ring + sums;
@@ -173,9 +173,9 @@ RankMemory rank_memory(const ModelSpec& model, const Plan& plan, const MemorySet
   return result;
 }
 
-bool fits(const MemoryBytes& needs, const MemoryBytes& available) {
+std::int64_t device_bytes_left(const MemoryBytes& needs, const MemoryBytes& available) {
   constexpr std::int64_t allowance = std::int64_t{256} << 20;
-  return needs.device + needs.device / 8 + allowance <= available.device && needs.host <= available.host;
+  return available.device - needs.device - needs.device / 8 - allowance;
 }
 
 }  // namespace gptqd::pipeline

@@ -57,7 +57,8 @@ struct RankMemory {
 RankMemory rank_memory(const ModelSpec& model, const Plan& plan, const MemorySettings& settings,
                        Activations activations);
 
-/// True where `needs` fits, with what a backend's arena may hold beyond what is in use.
-bool fits(const MemoryBytes& needs, const MemoryBytes& available);
+/// Device memory that is left beside `needs` and what a backend's arena may hold beyond what is in use; below zero
+/// where it does not fit.
+std::int64_t device_bytes_left(const MemoryBytes& needs, const MemoryBytes& available);
 
 }  // namespace gptqd::pipeline

@@ -10,6 +10,7 @@
 #include "pipeline/artifact.hpp"
 #include "pipeline/family.hpp"
 #include "pipeline/fingerprint.hpp"
+#include "pipeline/model_card.hpp"
 #include "pipeline/work_folder.hpp"
 
 namespace gptqd::pipeline {
@@ -17,6 +18,11 @@ namespace gptqd::pipeline {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+
+void add_model_card(const std::string& card, const io::AtomicFolder& folder, io::ArtifactSummary& summary) {
+  summary.files.push_back(io::write_text_file(folder.path() / model_card_file, card));
+  summary.bytes += summary.files.back().bytes;
+}
 
 }  // namespace
 
@@ -73,14 +79,15 @@ io::ArtifactSummary merge(const io::ShardStore& store, const nlohmann::json& fin
     const std::lock_guard lock(mutex);
     accounts[account.block] = account;
   });
-  const auto writer = make_artifact_writer(options.format.value_or(default_format(fingerprint)), content, source.model,
-                                           {.max_shard_bytes = options.max_shard_bytes});
+  const auto format = options.format.value_or(default_format(fingerprint));
+  const auto writer = make_artifact_writer(format, content, source.model, {.max_shard_bytes = options.max_shard_bytes});
   io::AtomicFolder folder(options.out);
   auto summary = write_artifact(*writer, folder);
   for (const auto& [block, account] : accounts) {
     table.add(account);
   }
   check_fallbacks(table, max_fallbacks);
+  add_model_card(model_card(format, content, &fingerprint, &table), folder, summary);
   folder.commit();
   return summary;
 }
@@ -151,6 +158,7 @@ io::ArtifactSummary convert_artifact(const std::filesystem::path& artifact, cons
                                              {.max_shard_bytes = options.max_shard_bytes, .progress = observer.note});
     io::AtomicFolder folder(options.out);
     auto summary = write_artifact(*writer, folder);
+    add_model_card(model_card(*options.format, content, nullptr, nullptr), folder, summary);
     folder.commit();
     return summary;
   });

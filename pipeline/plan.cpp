@@ -98,9 +98,14 @@ Plan make_plan(const ModelSpec& model, const PlanRequest& request) {
     const auto resident = rank_memory(model, plan, plan.memory, Activations::resident).most;
     const auto parked = rank_memory(model, plan, plan.memory, Activations::parked).most;
     // Few tokens take no less when they are parked.
-    if (!fits(resident, *request.available) && parked.device < resident.device) {
+    if (device_bytes_left(resident, *request.available) < 0 && parked.device < resident.device) {
       plan.activations = Activations::parked;
     }
+  }
+  if (plan.activations == Activations::parked && plan.memory.kind == MemoryKind::cuda && request.available) {
+    // Half, for the account is an estimate.
+    plan.spare_bytes =
+        std::max<std::int64_t>(0, device_bytes_left(plan.bytes_per_rank(model).most, *request.available) / 2);
   }
   return plan;
 }

@@ -24,6 +24,7 @@
 #include "pipeline/fingerprint.hpp"
 #include "pipeline/merge.hpp"
 #include "pipeline/report.hpp"
+#include "pipeline/same_run.hpp"
 #include "pipeline/source.hpp"
 #include "pipeline/synthetic.hpp"
 #include "pipeline/work_folder.hpp"
@@ -37,32 +38,41 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-void check_format(const ModelSpec& model, const gptq::QuantSpec& spec) {
-  for (const auto& linear : model.blocks.front().linears()) {
-    if (const auto obstacle = io::format_obstacle(linear.rows, linear.cols, spec.bits, spec.group_size)) {
-      throw Error(ErrorKind::usage,
-                  fmt::format("{} [{}, {}] cannot be written at {} bits, group size {}: {}", linear.module, linear.rows,
-                              linear.cols, spec.bits, spec.group_size, *obstacle));
+void check_format(const ModelSpec& model, const LayerSpecs& layers) {
+  for (const auto& block : model.blocks) {
+    for (const auto& linear : block.linears()) {
+      const auto* spec = layers.find(linear.module);
+      const auto obstacle =
+          spec == nullptr ? std::nullopt : io::format_obstacle(linear.rows, linear.cols, spec->bits, spec->group_size);
+      if (obstacle) {
+        throw Error(ErrorKind::usage,
+                    fmt::format("{} [{}, {}] cannot be written at {} bits, group size {}: {}", linear.module,
+                                linear.rows, linear.cols, spec->bits, spec->group_size, *obstacle));
+      }
     }
   }
 }
 
 nlohmann::json make_fingerprint(const Source& source, const Plan& plan, const QuantizeConfig& config,
-                                const gptq::QuantSpec& spec, const std::optional<io::TokenWindows>& windows,
+                                const LayerSpecs& layers, const std::optional<io::TokenWindows>& windows,
                                 const Backend& backend) {
   nlohmann::json calibration;
   if (windows) {
     calibration = {{"samples", windows->samples}, {"seqlen", windows->seqlen}, {"hash", windows->hash()}};
   }
-  return {{"format_version", 1},
-          {"model", model_identity(source)},
-          {"calibration", std::move(calibration)},
-          {"spec", gptq::to_json(spec)},
-          {"partition", plan.partition.to_json()},
-          {"micro_batch_samples", plan.micro_batch_samples},
-          {"true_sequential", config.true_sequential},
-          {"propagate", name_of(config.propagation)},
-          {"environment", {{"tool", version}, {"backend", backend.describe()}}}};
+  nlohmann::json fingerprint = {{"format_version", 1},
+                                {"model", model_identity(source)},
+                                {"calibration", std::move(calibration)},
+                                {"spec", gptq::to_json(layers.base())},
+                                {"partition", plan.partition.to_json()},
+                                {"micro_batch_samples", plan.micro_batch_samples},
+                                {"true_sequential", config.true_sequential},
+                                {"propagate", name_of(config.propagation)},
+                                {"environment", {{"tool", version}, {"backend", backend.describe()}}}};
+  if (auto differing = layers.to_json(); !differing.empty()) {
+    fingerprint["layers"] = std::move(differing);
+  }
+  return fingerprint;
 }
 
 /// Makes the folder that `path` will lie in: a place that cannot be written is noticed before hours of work, not after.
@@ -226,12 +236,12 @@ double block_loss_ratio(const LayerTable& table) {
 /// A stage's way through its blocks.
 class StageRun {
  public:
-  StageRun(comm::World& world, Backend& backend, const QuantizeConfig& config, const gptq::QuantSpec& spec,
+  StageRun(comm::World& world, Backend& backend, const QuantizeConfig& config, const LayerSpecs& layers,
            const Source& source, const Plan& plan, const Found& found, const RunObserver& observer)
       : world_(world),
         backend_(backend),
         config_(config),
-        spec_(spec),
+        layers_(layers),
         source_(source),
         plan_(plan),
         found_(found),
@@ -253,7 +263,7 @@ class StageRun {
           const auto step = world.long_host_step("taking memory for the activations");  // locking pages takes its time
           return BlockQuantizer(
               team_, source.model, plan, grid_.replica(),
-              {.spec = spec, .true_sequential = config.true_sequential, .propagation = config.propagation});
+              {.layers = layers, .true_sequential = config.true_sequential, .propagation = config.propagation});
         }()),
         loader_(
             {.backend = backend,
@@ -263,7 +273,7 @@ class StageRun {
              .progress = world.progress(),
              .model = source.model,
              .tensors = *source.tensors},
-            [this](std::int64_t block) { return finished_block(block); }, spec.bits,
+            [this](std::int64_t block) { return finished_block(block); },
             [this](std::int64_t block) { return plan_.owner_of(block); }),
         checkpoint_({.world = world,
                      .backend = backend,
@@ -400,7 +410,7 @@ class StageRun {
     prefetch_after(blocks_.first - 1);
   }
 
-  bool is_skipped(std::int64_t block) const { return is_found(block) && !needs_calibration(spec_); }
+  bool is_skipped(std::int64_t block) const { return is_found(block) && !needs_calibration(layers_); }
 
   /// Begins to read the next block that is this rank's to read: early, for each rank has all the others' blocks' time.
   void prefetch_after(std::int64_t block) {
@@ -515,7 +525,8 @@ class StageRun {
     for (const auto& linear : result.linears) {
       seconds[linear.name] = linear.record.seconds;
     }
-    io::BlockShard shard{.block = block, .fingerprint = hash_, .spec = gptq::to_json(spec_), .linears = {}, .run = {}};
+    io::BlockShard shard{
+        .block = block, .fingerprint = hash_, .spec = gptq::to_json(layers_.base()), .linears = {}, .run = {}};
     shard.run = {{"host", world_.host_name()},
                  {"ranks", world_.size()},
                  {"stages", plan_.grid.stages},
@@ -525,7 +536,7 @@ class StageRun {
     writing_ = std::async(std::launch::async, [this, shard = std::move(shard), result = std::move(result)]() mutable {
       std::vector<FetchedLinear> fetched;
       for (const auto& linear : result.linears) {
-        fetched.emplace_back(backend_, *write_stream_, linear, spec_);
+        fetched.emplace_back(backend_, *write_stream_, linear, *layers_.find(linear.name));
       }
       write_stream_->synchronize();
       result.linears.clear();
@@ -585,7 +596,7 @@ class StageRun {
   comm::World& world_;
   Backend& backend_;
   const QuantizeConfig& config_;
-  const gptq::QuantSpec& spec_;
+  const LayerSpecs& layers_;
   const Source& source_;
   const Plan& plan_;
   const Found& found_;
@@ -704,13 +715,15 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
   gptq::QuantSpec spec = config.spec;
   spec.scale_format = source.model.dtype == DType::bf16 ? ScaleFormat::bf16_and_f16 : ScaleFormat::f16;
   gptq::validate(spec);
-  check_format(source.model, spec);
+  auto layers = LayerSpecs::resolve(source.model, spec, config.layer_rules, config.choose_clip);
+  check_format(source.model, layers);
 
   std::optional<io::TokenWindows> windows;
-  if (needs_calibration(spec)) {
+  if (needs_calibration(layers)) {
     windows = calibration(world, source.model, config);
     if (spec.reference) {
       spec.dead_diagonal = static_cast<double>(windows->samples) / 2;  // 1 on the scale of 2/N XᵀX
+      layers = LayerSpecs::resolve(source.model, spec, config.layer_rules, config.choose_clip);
     }
   }
   const MemoryBytes available = available_to_each(world, backend);
@@ -732,7 +745,8 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
           plan.partition.leaves));
     }
   }
-  const auto wanted = make_fingerprint(source, plan, config, spec, windows, backend);
+  const auto wanted = make_fingerprint(source, plan, config, layers, windows, backend);
+  require_same_run(world, wanted, config.allow_mixed, observer.note);
   if (config.merge) {
     require_format(wanted, source, merge_options(config));
   }
@@ -750,7 +764,7 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
   bool stopped = false;
   std::string rank_seconds;
   {
-    StageRun stage(world, backend, config, spec, source, plan, found, observer);
+    StageRun stage(world, backend, config, layers, source, plan, found, observer);
     stage.run(windows);
     const auto computed = world.group().all_gather(world.rank() % plan.grid.replicas == 0 ? stage.blocks_computed() : 0,
                                                    "blocks computed");

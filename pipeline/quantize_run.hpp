@@ -5,6 +5,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "comm/world.hpp"
 #include "gptq/quant_spec.hpp"
@@ -12,6 +13,7 @@
 #include "kernels/backend.hpp"
 #include "pipeline/block_quantizer.hpp"
 #include "pipeline/calibration.hpp"
+#include "pipeline/layer_specs.hpp"
 
 namespace gptqd::pipeline {
 
@@ -28,7 +30,9 @@ struct QuantizeConfig {
   std::optional<std::filesystem::path> report;
   CalibrationRequest calibration;  ///< without sources: generated tokens, for a synthetic model
   gptq::QuantSpec spec;
-  gptq::Partition partition;  ///< panel_columns and row_tile 0: what the backend prefers
+  std::vector<LayerRule> layer_rules;  ///< where linears differ from `spec`
+  bool choose_clip = false;            ///< a group size of a rule brings its default_clip()
+  gptq::Partition partition;           ///< panel_columns and row_tile 0: what the backend prefers
   std::int64_t micro_batch_tokens = 4096;
   bool true_sequential = true;
   Propagation propagation = Propagation::quantized;

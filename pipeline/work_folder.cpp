@@ -1,7 +1,5 @@
 #include "pipeline/work_folder.hpp"
 
-#include <algorithm>
-
 #include "io/atomic_file.hpp"
 #include "io/json_file.hpp"
 #include "pipeline/fingerprint.hpp"
@@ -48,8 +46,7 @@ RunRecord open_work_folder(const std::filesystem::path& work, const RunRecord& w
   }
   RunRecord found = read_run_record(work);
   const auto differences = fingerprint_differences(found.fingerprint, wanted.fingerprint);
-  const auto is_environment = [](const std::string& line) { return line.starts_with("environment."); };
-  const bool only_environment = std::all_of(differences.begin(), differences.end(), is_environment);
+  const bool only_environment = only_environment_differs(differences);
   if (!differences.empty() && !(allow_mixed && only_environment)) {
     throw Error(
         ErrorKind::input,

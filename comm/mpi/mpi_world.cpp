@@ -1,5 +1,7 @@
 #include <mpi.h>
 
+#include <algorithm>
+#include <array>
 #include <charconv>
 #include <cmath>
 #include <cstdlib>
@@ -56,6 +58,13 @@ void refuse_tasks_apart() {
   }
 }
 
+/// Nothing says to which MPI job this process belongs. Below srun, MPI_Init of Open MPI then ends the process with a
+/// text about building Open MPI anew.
+bool no_launcher_knows_mpi() {
+  constexpr std::array names{"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"};
+  return std::all_of(names.begin(), names.end(), [](const char* name) { return std::getenv(name) == nullptr; });
+}
+
 MPI_Comm duplicate_of_world() {
   MPI_Comm comm = MPI_COMM_NULL;
   check_mpi(MPI_Comm_dup(MPI_COMM_WORLD, &comm), "starting MPI");
@@ -70,6 +79,9 @@ class Library {
     MPI_Initialized(&initialized);
     if (initialized != 0) {
       throw Error(ErrorKind::usage, "starting MPI: it can be started once in a process, and was");
+    }
+    if (no_launcher_knows_mpi()) {
+      refuse_tasks_apart();
     }
     int provided = MPI_THREAD_SINGLE;
     check_mpi(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &provided), "starting MPI");

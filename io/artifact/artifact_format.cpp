@@ -59,21 +59,4 @@ std::unique_ptr<TensorFormat> make_tensor_format(ArtifactFormat format, DType dt
   throw Error(ErrorKind::internal, fmt::format("{} is no format of a Hugging Face folder", name_of(format)));
 }
 
-LayerSettings common_settings(const ArtifactContent& content, std::string_view format) {
-  for (const auto& block : content.blocks) {
-    for (const auto& layer : block) {
-      // An order that happens to be natural needs no word of its own.
-      LayerSettings settings = layer.settings;
-      settings.reordered = content.settings.reordered;
-      if (settings != content.settings || (layer.settings.reordered && !content.settings.reordered)) {
-        throw Error(ErrorKind::usage,
-                    fmt::format("{} has {}, other layers {}: {} cannot express layers with different "
-                                "settings",
-                                layer.module, to_text(layer.settings), to_text(content.settings), format));
-      }
-    }
-  }
-  return content.settings;
-}
-
 }  // namespace gptqd::io

@@ -54,7 +54,4 @@ class TensorFormat {
 /// @param dtype  the model's
 std::unique_ptr<TensorFormat> make_tensor_format(ArtifactFormat format, DType dtype);
 
-/// The settings that all layers have. @throws Error (usage) naming a layer with others and the format
-LayerSettings common_settings(const ArtifactContent& content, std::string_view format);
-
 }  // namespace gptqd::io

@@ -6,6 +6,7 @@
 #include <system_error>
 
 #include "io/artifact/compressed_tensors.hpp"
+#include "io/artifact/contained.hpp"
 #include "io/artifact/gptq_format.hpp"
 #include "io/json_file.hpp"
 
@@ -30,18 +31,30 @@ bool ArtifactReader::is_artifact(const fs::path& folder) {
 }
 
 std::unique_ptr<ArtifactReader> ArtifactReader::open(const fs::path& folder) {
+  require_contained(folder, {});
   const std::string where = (folder / "config.json").string();
   auto config = get<nlohmann::json>(read_json(folder / "config.json", max_config_bytes), "quantization_config", where);
   const std::string place = where + ": quantization_config";
   const auto method = get<std::string>(config, "quant_method", place);
-  if (method == "gptq") {
-    return std::make_unique<GptqReader>(std::move(config), CheckpointReader::open(folder), place);
+  if (method != "gptq" && method != "compressed-tensors") {
+    throw Error(
+        ErrorKind::input,
+        fmt::format("{}: quant_method is \"{}\"; known are \"gptq\" and \"compressed-tensors\"", place, method));
   }
+  auto tensors = CheckpointReader::open(folder);
+  std::vector<std::string> files;
+  for (const auto& file : tensors->files()) {
+    files.push_back(file.name);
+  }
+  require_contained(folder, files);
   if (method == "compressed-tensors") {
-    return std::make_unique<CompressedTensorsReader>(std::move(config), CheckpointReader::open(folder), place);
+    return std::make_unique<CompressedTensorsReader>(std::move(config), std::move(tensors), place);
   }
-  throw Error(ErrorKind::input,
-              fmt::format("{}: quant_method is \"{}\"; known are \"gptq\" and \"compressed-tensors\"", place, method));
+  // In the file's order: the first of its patterns that fits decides.
+  const auto ordered = read_ordered_json(folder / "config.json", max_config_bytes);
+  const auto& settings = ordered.at("quantization_config");
+  const auto dynamic = settings.contains("dynamic") ? settings.at("dynamic") : nlohmann::ordered_json();
+  return std::make_unique<GptqReader>(std::move(config), dynamic, std::move(tensors), place);
 }
 
 ArtifactReader::ArtifactReader(nlohmann::json quantization_config, std::unique_ptr<CheckpointReader> tensors,
@@ -53,6 +66,15 @@ ArtifactReader::ArtifactReader(nlohmann::json quantization_config, std::unique_p
 
 bool ArtifactReader::has_linear(std::string_view name) const {
   return tensors_->find(fmt::format("{}{}", name, marker_)) != nullptr;
+}
+
+LayerSettings ArtifactReader::packed_settings(const std::string& name) const {
+  const auto found = settings(name);
+  if (!found) {
+    throw Error(ErrorKind::input,
+                fmt::format("{}: packed in the files, but quantization_config leaves it unquantized", name));
+  }
+  return *found;
 }
 
 std::vector<std::string> ArtifactReader::linear_names() const {

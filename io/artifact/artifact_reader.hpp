@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -19,7 +20,8 @@ class ArtifactReader {
  public:
   /// True when the folder's config.json has a quantization_config. @throws Error (input) when config.json is no JSON
   static bool is_artifact(const std::filesystem::path& folder);
-  /// @throws Error (input) when it is of no format that we read, or has settings that we cannot read
+  /// @throws Error (input) when it is of no format that we read, has settings that we cannot read, or holds links that
+  ///         lead out of it
   static std::unique_ptr<ArtifactReader> open(const std::filesystem::path& folder);
 
   virtual ~ArtifactReader() = default;
@@ -35,8 +37,9 @@ class ArtifactReader {
   std::vector<std::string> linear_names() const;
   /// The names of all tensors that belong to no quantized module, biases included, in file order.
   std::vector<std::string> passing_names() const;
-  /// What quantization_config says of a module; `reordered` is as it says, too.
-  virtual LayerSettings settings(const std::string& name) const = 0;
+  /// What quantization_config says of a module, `reordered` too; nullopt where it leaves a module of that name
+  /// unquantized. @throws Error (input) for settings that we cannot read
+  virtual std::optional<LayerSettings> settings(const std::string& name) const = 0;
   /// The module's format by its tensors' shapes and its g_idx; the codes are not read.
   /// @throws Error (input) for missing tensors, wrong types or shapes, and where settings() says otherwise
   virtual LayerFormat layer(const std::string& name) const = 0;
@@ -45,6 +48,9 @@ class ArtifactReader {
   virtual PackedLinear read_linear(const std::string& name) const = 0;
 
  protected:
+  /// settings(), where the files hold the module packed. @throws Error (input) where it is said to be unquantized
+  LayerSettings packed_settings(const std::string& name) const;
+
   /// @param marker    ends the name of the tensor that every quantized module has: ".qweight"
   /// @param suffixes  of all tensors that stand for X.weight
   ArtifactReader(nlohmann::json quantization_config, std::unique_ptr<CheckpointReader> tensors, std::string marker,

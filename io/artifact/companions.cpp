@@ -65,7 +65,9 @@ std::set<fs::path> companions(const fs::path& folder) {
 }
 
 ArtifactFile write_text_file(const fs::path& path, const std::string& text) {
-  write_file_atomically(path, text);
+  AtomicFile file(path, Durable::with_its_folder);
+  file.append(std::as_bytes(std::span(text)));
+  file.commit();
   return {.name = path.filename().string(),
           .bytes = std::ssize(text),
           .xxh3_128 = xxh3_128_hex(std::as_bytes(std::span(text)))};
@@ -73,7 +75,7 @@ ArtifactFile write_text_file(const fs::path& path, const std::string& text) {
 
 ArtifactFile copy_companion(const fs::path& from, const fs::path& folder) {
   const File source(from);
-  AtomicFile target(folder / from.filename());
+  AtomicFile target(folder / from.filename(), Durable::with_its_folder);
   Hasher hasher;
   std::vector<std::byte> chunk(static_cast<std::size_t>(std::min(chunk_bytes, source.size())));
   for (std::int64_t offset = 0; offset < source.size();) {

@@ -21,6 +21,7 @@ std::optional<nlohmann::json> read_provenance(const std::filesystem::path& folde
 /// Files of a model folder that travel along: tokenizer, generation_config, chat template, licence, code.
 std::set<std::filesystem::path> companions(const std::filesystem::path& folder);
 
+/// Both leave it to the AtomicFolder that they write into to have the file on the disk.
 ArtifactFile write_text_file(const std::filesystem::path& path, const std::string& text);
 ArtifactFile copy_companion(const std::filesystem::path& from, const std::filesystem::path& folder);
 

@@ -2,8 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 
+#include "io/artifact/layer_patterns.hpp"
 #include "io/artifact/tensor_elements.hpp"
 #include "io/json_file.hpp"
 
@@ -64,6 +66,20 @@ OwnedBytes scales_as(const std::vector<Half>& scales, DType dtype, const std::st
   }
 }
 
+nlohmann::json weights_of(const LayerSettings& settings) {
+  const bool channel = settings.group_size == -1;
+  return {{"num_bits", settings.bits},
+          {"type", "int"},
+          {"symmetric", settings.sym},
+          {"strategy", channel ? "channel" : "group"},
+          {"group_size", channel ? nlohmann::json() : nlohmann::json(settings.group_size)},
+          {"actorder", nullptr},
+          {"dynamic", false},
+          {"observer", "minmax"},
+          {"observer_kwargs", nlohmann::json::object()},
+          {"block_structure", nullptr}};
+}
+
 }  // namespace
 
 std::optional<std::string> CompressedTensorsFormat::obstacle(const LayerFormat& layer) const {
@@ -108,30 +124,31 @@ std::vector<OwnedBytes> CompressedTensorsFormat::bytes(PackedLinear linear) cons
 }
 
 nlohmann::json CompressedTensorsFormat::quantization_config(const ArtifactContent& content) const {
-  const LayerSettings settings = common_settings(content, name_of(ArtifactFormat::compressed_tensors));
-  const bool channel = settings.group_size == -1;
-  const nlohmann::json weights = {{"num_bits", settings.bits},
-                                  {"type", "int"},
-                                  {"symmetric", settings.sym},
-                                  {"strategy", channel ? "channel" : "group"},
-                                  {"group_size", channel ? nlohmann::json() : nlohmann::json(settings.group_size)},
-                                  {"actorder", nullptr},
-                                  {"dynamic", false},
-                                  {"observer", "minmax"},
-                                  {"observer_kwargs", nlohmann::json::object()},
-                                  {"block_structure", nullptr}};
-  return {{"quant_method", "compressed-tensors"},
-          {"format", format_name},
-          {"quantization_status", "compressed"},
-          {"global_compression_ratio", nullptr},
-          {"kv_cache_scheme", nullptr},
-          {"ignore", content.float_linears},
-          {"config_groups",
-           {{"group_0",
-             {{"targets", {"Linear"}},
-              {"input_activations", nullptr},
-              {"output_activations", nullptr},
-              {"weights", weights}}}}}};
+  nlohmann::json groups = nlohmann::json::object();
+  const auto add_group = [&](std::vector<std::string> targets, const LayerSettings& settings) {
+    groups[fmt::format("group_{}", groups.size())] = {{"targets", std::move(targets)},
+                                                      {"input_activations", nullptr},
+                                                      {"output_activations", nullptr},
+                                                      {"weights", weights_of(settings)}};
+  };
+  add_group({"Linear"}, content.settings);
+  std::vector<std::pair<LayerSettings, std::vector<std::string>>> others;
+  for (const auto& pattern : layer_patterns(content)) {
+    if (!pattern.settings) {
+      continue;  // each stands in `ignore`
+    }
+    const auto known =
+        std::find_if(others.begin(), others.end(), [&](const auto& other) { return other.first == *pattern.settings; });
+    auto& targets = known == others.end() ? others.emplace_back(*pattern.settings, std::vector<std::string>()).second
+                                          : known->second;
+    targets.push_back("re:" + pattern.regex);
+  }
+  for (auto& [settings, targets] : others) {
+    add_group(std::move(targets), settings);
+  }
+  return {{"quant_method", "compressed-tensors"}, {"format", format_name},      {"quantization_status", "compressed"},
+          {"global_compression_ratio", nullptr},  {"kv_cache_scheme", nullptr}, {"ignore", content.float_linears},
+          {"config_groups", std::move(groups)}};
 }
 
 CompressedTensorsReader::CompressedTensorsReader(nlohmann::json quantization_config,
@@ -145,6 +162,19 @@ CompressedTensorsReader::CompressedTensorsReader(nlohmann::json quantization_con
   for (const auto& [name, group] : groups.items()) {
     add_group(name, group, fmt::format("{}: config_groups: {}", where, name));
   }
+  for (auto& text : get_or<std::vector<std::string>>(this->quantization_config(), "ignore", {}, where)) {
+    ignored_.push_back(make_target(std::move(text), {}, where + ": ignore"));
+  }
+}
+
+CompressedTensorsReader::Target CompressedTensorsReader::make_target(std::string text, const LayerSettings& settings,
+                                                                     const std::string& where) {
+  std::optional<Regex> pattern;
+  if (text.starts_with("re:")) {
+    // Python's re.match: anchored at the start alone.
+    pattern.emplace(fmt::format("\\A(?:{})", text.substr(3)), fmt::format("{}: target \"{}\"", where, text));
+  }
+  return {.text = std::move(text), .pattern = std::move(pattern), .settings = settings};
 }
 
 void CompressedTensorsReader::add_group(const std::string& name, const nlohmann::json& group,
@@ -184,16 +214,17 @@ void CompressedTensorsReader::add_group(const std::string& name, const nlohmann:
   const auto order = get_or<nlohmann::json>(weights, "actorder", nullptr, where);
   settings.reordered = order == "group" || order == "dynamic" || order == true;
   for (auto& target : get<std::vector<std::string>>(group, "targets", where)) {
-    std::optional<Regex> pattern;
-    if (target.starts_with("re:")) {
-      // Python's re.match: anchored at the start alone.
-      pattern.emplace(fmt::format("\\A(?:{})", target.substr(3)), fmt::format("{}: target \"{}\"", where, target));
-    }
-    targets_.push_back({.text = std::move(target), .pattern = std::move(pattern), .settings = settings});
+    targets_.push_back(make_target(std::move(target), settings, where));
   }
 }
 
-LayerSettings CompressedTensorsReader::settings(const std::string& name) const {
+std::optional<LayerSettings> CompressedTensorsReader::settings(const std::string& name) const {
+  const auto fits = [&](const Target& target) {
+    return target.text == name || (target.pattern && target.pattern->matches(name));
+  };
+  if (std::any_of(ignored_.begin(), ignored_.end(), fits)) {
+    return std::nullopt;
+  }
   const auto first = [&](auto fits) -> const Target* {
     for (const auto& target : targets_) {
       if (fits(target)) {
@@ -209,11 +240,7 @@ LayerSettings CompressedTensorsReader::settings(const std::string& name) const {
   if (found == nullptr) {
     found = first([](const Target& target) { return target.text == "Linear"; });
   }
-  if (found == nullptr) {
-    throw Error(ErrorKind::input,
-                fmt::format("{}: packed in the files, but no group of quantization_config targets it", name));
-  }
-  return found->settings;
+  return found == nullptr ? std::nullopt : std::optional(found->settings);
 }
 
 LayerFormat CompressedTensorsReader::layer(const std::string& name) const {
@@ -224,7 +251,7 @@ LayerFormat CompressedTensorsReader::layer(const std::string& name) const {
                              return std::vector<std::int64_t>(narrow.begin(), narrow.end());
                            }()
                          : read_elements<std::int64_t>(tensors(), {shape_name, DType::i64, {2}});
-  LayerFormat layer{.module = name, .rows = shape[0], .cols = shape[1], .settings = settings(name)};
+  LayerFormat layer{.module = name, .rows = shape[0], .cols = shape[1], .settings = packed_settings(name)};
   if (const auto reason = format_obstacle(layer.rows, layer.cols, layer.settings.bits, layer.settings.group_size)) {
     throw Error(ErrorKind::input, fmt::format("{}: {}", name, *reason));
   }

@@ -33,7 +33,7 @@ class CompressedTensorsReader final : public ArtifactReader {
                           const std::string& where);
 
   ArtifactFormat format() const override { return ArtifactFormat::compressed_tensors; }
-  LayerSettings settings(const std::string& name) const override;
+  std::optional<LayerSettings> settings(const std::string& name) const override;
   LayerFormat layer(const std::string& name) const override;
   PackedLinear read_linear(const std::string& name) const override;
 
@@ -43,9 +43,11 @@ class CompressedTensorsReader final : public ArtifactReader {
     std::optional<Regex> pattern;
     LayerSettings settings;
   };
+  static Target make_target(std::string text, const LayerSettings& settings, const std::string& where);
   void add_group(const std::string& name, const nlohmann::json& group, const std::string& where);
 
   std::vector<Target> targets_;
+  std::vector<Target> ignored_;  ///< without settings
 };
 
 }  // namespace gptqd::io

@@ -2,8 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <limits>
 
+#include "io/artifact/layer_patterns.hpp"
 #include "io/artifact/tensor_elements.hpp"
 #include "io/json_file.hpp"
 
@@ -18,6 +20,51 @@ std::vector<TensorDeclaration> declared(const LayerFormat& layer) {
           {layer.module + ".qzeros", DType::i32, {layer.groups(), layer.rows * bits / 32}},
           {layer.module + ".scales", DType::f16, {layer.groups(), layer.rows}},
           {layer.module + ".g_idx", DType::i32, {layer.cols}}};
+}
+
+/// The names of a block's linears by their shared inputs, of those that are packed in some block.
+std::vector<std::vector<std::string>> quantized_groups(const ArtifactContent& content) {
+  const auto is_packed = [&](const std::string& name) {
+    return std::any_of(content.blocks.begin(), content.blocks.end(), [&](const auto& block) {
+      return std::any_of(block.begin(), block.end(),
+                         [&](const LayerFormat& layer) { return layer.module.ends_with("." + name); });
+    });
+  };
+  std::vector<std::vector<std::string>> groups;
+  for (auto group : content.groups_of_block) {
+    std::erase_if(group, [&](const std::string& name) { return !is_packed(name); });
+    if (!group.empty()) {
+      groups.push_back(std::move(group));
+    }
+  }
+  return groups;
+}
+
+void check_settings(const LayerSettings& settings, const std::string& where) {
+  // A shape that fits every width leaves the width as the only possible obstacle.
+  if (const auto reason = format_obstacle(32, 32, settings.bits, -1)) {
+    throw Error(ErrorKind::input, fmt::format("{}: {}", where, *reason));
+  }
+  if (settings.group_size != -1 && settings.group_size <= 0) {
+    throw Error(ErrorKind::input, fmt::format("{}: group_size is {}, expected a positive number, or -1 for one group",
+                                              where, settings.group_size));
+  }
+}
+
+/// modules_in_block_to_quantize, a list of names or of lists of names: a module is quantized when its name holds one.
+std::vector<std::string> quantized_names(const nlohmann::json& config, const std::string& where) {
+  std::vector<std::string> names;
+  const auto groups = get_or<nlohmann::json>(config, "modules_in_block_to_quantize", nullptr, where);
+  if (groups.is_array() && !groups.empty() && groups.front().is_array()) {
+    for (const auto& group : get<std::vector<nlohmann::json>>(config, "modules_in_block_to_quantize", where)) {
+      for (auto& name : get<std::vector<std::string>>({{"group", group}}, "group", where)) {
+        names.push_back(std::move(name));
+      }
+    }
+  } else if (!groups.is_null()) {
+    names = get<std::vector<std::string>>(config, "modules_in_block_to_quantize", where);
+  }
+  return names;
 }
 
 }  // namespace
@@ -52,7 +99,7 @@ std::vector<OwnedBytes> GptqFormat::bytes(PackedLinear linear) const {
 
 nlohmann::json GptqFormat::quantization_config(const ArtifactContent& content) const {
   const ArtifactFormat format = zeros_ == ZeroFormat::v1 ? ArtifactFormat::gptq : ArtifactFormat::gptq_v2;
-  const LayerSettings settings = common_settings(content, name_of(format));
+  const auto& settings = content.settings;
   nlohmann::json config = content.facts;
   config.update({{"quant_method", "gptq"},
                  {"bits", settings.bits},
@@ -62,14 +109,29 @@ nlohmann::json GptqFormat::quantization_config(const ArtifactContent& content) c
                  {"lm_head", false},
                  {"checkpoint_format", name_of(format)},
                  {"pack_dtype", "int32"},
-                 {"modules_in_block_to_quantize", content.groups_of_block}});
+                 {"modules_in_block_to_quantize", quantized_groups(content)}});
+  auto dynamic = nlohmann::json::object();
+  for (const auto& pattern : layer_patterns(content)) {
+    if (pattern.settings) {
+      dynamic["+:" + pattern.regex] = {{"bits", pattern.settings->bits},
+                                       {"group_size", pattern.settings->group_size},
+                                       {"sym", pattern.settings->sym}};
+    } else {
+      dynamic["-:" + pattern.regex] = nlohmann::json::object();
+    }
+  }
+  if (!dynamic.empty()) {
+    config["dynamic"] = std::move(dynamic);
+  }
   return config;
 }
 
-GptqReader::GptqReader(nlohmann::json quantization_config, std::unique_ptr<CheckpointReader> tensors,
-                       const std::string& where)
+GptqReader::GptqReader(nlohmann::json quantization_config, const nlohmann::ordered_json& dynamic,
+                       std::unique_ptr<CheckpointReader> tensors, const std::string& where)
     : ArtifactReader(std::move(quantization_config), std::move(tensors), ".qweight",
-                     {".qweight", ".qzeros", ".scales", ".g_idx"}) {
+                     {".qweight", ".qzeros", ".scales", ".g_idx"}),
+      dynamic_(dynamic, where),
+      quantized_(quantized_names(this->quantization_config(), where)) {
   const auto& config = this->quantization_config();
   settings_.bits = get<int>(config, "bits", where);
   settings_.group_size = get_or<std::int64_t>(config, "group_size", -1, where);
@@ -83,17 +145,19 @@ GptqReader::GptqReader(nlohmann::json quantization_config, std::unique_ptr<Check
                 fmt::format("{}: checkpoint_format is \"{}\"; known are \"gptq\" and \"gptq_v2\"", where, format));
   }
   zeros_ = format == "gptq" ? ZeroFormat::v1 : ZeroFormat::v2;
-  // A shape that fits every width leaves the width as the only possible obstacle.
-  if (const auto reason = format_obstacle(32, 32, settings_.bits, -1)) {
-    throw Error(ErrorKind::input, fmt::format("{}: {}", where, *reason));
-  }
-  if (settings_.group_size != -1 && settings_.group_size <= 0) {
-    throw Error(ErrorKind::input, fmt::format("{}: group_size is {}, expected a positive number, or -1 for one group",
-                                              where, settings_.group_size));
-  }
+  check_settings(settings_, where);
 }
 
-LayerSettings GptqReader::settings(const std::string&) const { return settings_; }
+std::optional<LayerSettings> GptqReader::settings(const std::string& name) const {
+  const bool is_listed = quantized_.empty() || std::any_of(quantized_.begin(), quantized_.end(), [&](const auto& part) {
+                           return name.find(part) != std::string::npos;
+                         });
+  auto settings = is_listed ? dynamic_.apply(settings_, name) : std::nullopt;
+  if (settings) {
+    check_settings(*settings, fmt::format("{}: quantization_config", name));
+  }
+  return settings;
+}
 
 LayerFormat GptqReader::layer(const std::string& name) const {
   const TensorInfo& qweight = tensors().at(name + ".qweight");
@@ -101,7 +165,7 @@ LayerFormat GptqReader::layer(const std::string& name) const {
     throw Error(ErrorKind::input, fmt::format("{}: {} with {} dimensions, expected I32 with 2", qweight.name,
                                               name_of(qweight.dtype), qweight.shape.size()));
   }
-  LayerFormat layer{.module = name, .settings = settings(name)};
+  LayerFormat layer{.module = name, .settings = packed_settings(name)};
   layer.rows = qweight.shape[1];
   layer.cols =
       qweight.shape[0] <= std::numeric_limits<std::int32_t>::max() ? qweight.shape[0] * 32 / layer.settings.bits : 0;

@@ -2,6 +2,7 @@
 /// @file GPTQ checkpoints, v1 and v2: X.qweight, X.qzeros, X.scales, X.g_idx (docs/formats.md).
 #include "io/artifact/artifact_format.hpp"
 #include "io/artifact/artifact_reader.hpp"
+#include "io/artifact/gptq_dynamic.hpp"
 
 namespace gptqd::io {
 
@@ -22,17 +23,21 @@ class GptqFormat final : public TensorFormat {
 class GptqReader final : public ArtifactReader {
  public:
   /// @throws Error (input) for settings that we cannot read
-  GptqReader(nlohmann::json quantization_config, std::unique_ptr<CheckpointReader> tensors, const std::string& where);
+  /// @param dynamic  quantization_config's "dynamic" in the file's order, or null
+  GptqReader(nlohmann::json quantization_config, const nlohmann::ordered_json& dynamic,
+             std::unique_ptr<CheckpointReader> tensors, const std::string& where);
 
   ArtifactFormat format() const override {
     return zeros_ == ZeroFormat::v1 ? ArtifactFormat::gptq : ArtifactFormat::gptq_v2;
   }
-  LayerSettings settings(const std::string& name) const override;
+  std::optional<LayerSettings> settings(const std::string& name) const override;
   LayerFormat layer(const std::string& name) const override;
   PackedLinear read_linear(const std::string& name) const override;
 
  private:
-  LayerSettings settings_;
+  LayerSettings settings_;  ///< of the modules that `dynamic_` does not name
+  GptqDynamic dynamic_;
+  std::vector<std::string> quantized_;  ///< parts of the names of quantized modules; empty: any
   ZeroFormat zeros_ = ZeroFormat::v1;
 };
 

@@ -341,7 +341,7 @@ TEST_F(CompressedTensorsFolder, TakesTheGroupOfTheNameThenOfThePatternThenOfTheC
   const auto with_target = [&](const char* target) {
     other["targets"] = {target};
     config_["config_groups"]["group_1"] = other;
-    return open()->settings("block.m").group_size;
+    return open()->settings("block.m")->group_size;
   };
 
   EXPECT_EQ(with_target("block.m"), 4);
@@ -350,7 +350,7 @@ TEST_F(CompressedTensorsFolder, TakesTheGroupOfTheNameThenOfThePatternThenOfTheC
   EXPECT_EQ(with_target("block"), 8);
   config_["config_groups"].erase("group_1");
   config_["config_groups"]["group_0"]["targets"] = {"re:other"};
-  EXPECT_THAT(refusal(), HasSubstr("no group of quantization_config targets it"));
+  EXPECT_THAT(refusal(), HasSubstr("leaves it unquantized"));
 }
 
 TEST_F(CompressedTensorsFolder, ReadsZerosOfInt8AndShapesOfInt32) {

@@ -89,7 +89,8 @@ class OptArtifact : public testing::Test {
                       bits_, sym_);
     };
     result.float_linears = {"lm_head"};
-    result.groups_of_block = {{"self_attn.q_proj"}, {"fc1"}};
+    result.groups_of_block = {
+        {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"}, {"self_attn.out_proj"}, {"fc1"}, {"fc2"}};
     result.facts = {{"damp_percent", 0.01}, {"meta", {{"quantizer", {"gptq-dist:test"}}}}};
     return result;
   }
@@ -156,7 +157,7 @@ TEST_F(OptArtifact, SymmetricV1ComesBack) {
 
   const auto artifact = ArtifactReader::open(out_);
   EXPECT_EQ(artifact->format(), ArtifactFormat::gptq);
-  EXPECT_EQ(artifact->settings("any"), settings());
+  EXPECT_EQ(artifact->settings("model.decoder.layers.0.fc1"), settings());
   EXPECT_TRUE(ArtifactReader::is_artifact(out_));
   EXPECT_FALSE(ArtifactReader::is_artifact(source_folder_));
   expect_whole_artifact();
@@ -279,17 +280,19 @@ TEST_F(OptArtifact, WritesTheConfiguration) {
 
   const auto source = read_ordered_json(source_folder_ / "config.json");
   auto config = read_ordered_json(out_ / "config.json");
-  json expected = {{"quant_method", "gptq"},
-                   {"bits", 4},
-                   {"group_size", group_size},
-                   {"desc_act", false},
-                   {"sym", true},
-                   {"lm_head", false},
-                   {"checkpoint_format", "gptq"},
-                   {"pack_dtype", "int32"},
-                   {"damp_percent", 0.01},
-                   {"modules_in_block_to_quantize", {{"self_attn.q_proj"}, {"fc1"}}},
-                   {"meta", {{"quantizer", {"gptq-dist:test"}}}}};
+  json expected = {
+      {"quant_method", "gptq"},
+      {"bits", 4},
+      {"group_size", group_size},
+      {"desc_act", false},
+      {"sym", true},
+      {"lm_head", false},
+      {"checkpoint_format", "gptq"},
+      {"pack_dtype", "int32"},
+      {"damp_percent", 0.01},
+      {"modules_in_block_to_quantize",
+       {{"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"}, {"self_attn.out_proj"}, {"fc1"}, {"fc2"}}},
+      {"meta", {{"quantizer", {"gptq-dist:test"}}}}};
   EXPECT_EQ(json(config.at("quantization_config")), expected);
   config.erase("quantization_config");
   EXPECT_EQ(config.dump(), source.dump());  // every key of the source, in its order
@@ -529,7 +532,7 @@ TEST_F(OptArtifact, DynamicActOrderKeepsItsGroups) {
   const auto linear = reader->read_linear("model.decoder.layers.0.fc1");
   EXPECT_EQ(linear.g_idx.front(), 2);
   EXPECT_EQ(linear.g_idx.back(), 0);
-  EXPECT_TRUE(reader->settings("model.decoder.layers.0.fc1").reordered);
+  EXPECT_TRUE(reader->settings("model.decoder.layers.0.fc1")->reordered);
 }
 
 }  // namespace

@@ -80,7 +80,7 @@ TEST(QuantizationConfig, ListsTheModulesOfABlockByTheirSharedInputs) {
 }
 
 TEST(QuantizedModules, AreTheLinearsOfEveryBlock) {
-  const auto modules = quantized_modules(source().model);
+  const auto modules = quantized_modules(fingerprint_of({}), source().model);
 
   ASSERT_EQ(modules.size(), 3u);
   EXPECT_THAT(modules[2], ::testing::ElementsAre(

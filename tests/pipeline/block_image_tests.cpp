@@ -194,7 +194,7 @@ TEST(BlockImage, APackedLinearTakesTheFloatWeightsPlaceAndBecomesItsDequantizedW
     const auto stream = backend->create_stream();
     const Buffer raw = backend->allocate(block.bytes);
     fill_buffer(*backend, *stream, raw, block.pieces, [] {});
-    const BlockWeights weights(*backend, *stream, spec, BlockImage::parse_layout(block.layout()), raw, DType::f16, 4);
+    const BlockWeights weights(*backend, *stream, spec, BlockImage::parse_layout(block.layout()), raw, DType::f16);
     stream->synchronize();
 
     const auto& linear = weights.linear(spec.mlp_in.front());

@@ -32,7 +32,7 @@ TEST_P(ForwardOnRanks, EveryValueIsTransformers) {
                       .progress = world.progress(),
                       .model = model,
                       .tensors = *tensors},
-                     {}, 0, [&](std::int64_t block) { return static_cast<int>(block % world.size()); });
+                     {}, [&](std::int64_t block) { return static_cast<int>(block % world.size()); });
   const auto part = [&](const auto& all) {
     const auto size = std::ssize(all) / world.size();
     return std::vector(all.begin() + size * world.rank(), all.begin() + size * (world.rank() + 1));

@@ -26,7 +26,7 @@ BlockWeights load_block(Backend& backend, Stream& stream, const io::CheckpointRe
   const auto image = block_image(tensors, block, {});
   const Buffer raw = backend.allocate(image.bytes);
   fill_buffer(backend, stream, raw, image.pieces, [] {});
-  BlockWeights weights(backend, stream, block, image.tensors, raw, model.dtype, 0);
+  BlockWeights weights(backend, stream, block, image.tensors, raw, model.dtype);
   stream.synchronize();
   return weights;
 }
