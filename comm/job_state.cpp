@@ -33,6 +33,19 @@ std::string JobState::activity_locked() const {
   return activity_.empty() ? long_steps_.back().second : activity_ + ", " + long_steps_.back().second;
 }
 
+void JobState::ask_to_stop(const StopRequest& request) {
+  const std::lock_guard lock(mutex_);
+  if (request.level > stop_.level) {
+    stop_ = request;
+  }
+}
+
+StopRequest JobState::stop_request() {
+  ask_to_stop(StopSignals::requested());
+  const std::lock_guard lock(mutex_);
+  return stop_;
+}
+
 int JobState::begin(Marks& marks, std::string_view what) {
   const std::lock_guard lock(mutex_);
   marks.emplace_back(++last_id_, what);

@@ -1,5 +1,6 @@
 #pragma once
 /// @file What one rank's threads and its watchdog know of one another. Internal to comm.
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -10,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "comm/stop_signals.hpp"
 #include "kernels/base/progress.hpp"
 
 namespace gptqd::comm {
@@ -41,6 +43,16 @@ class JobState {
   /// Ticks are read last: a rank that is seen computing is seen with the ticks of its finished wait.
   RankStatus status() const;
 
+  /// Keeps the most urgent request, and of two alike the first.
+  void ask_to_stop(const StopRequest& request);
+  /// The most urgent request known to this rank, its own signals included.
+  StopRequest stop_request();
+  /// Blocks that this rank has put on disk since its start, and what rank 0 knows of all ranks'.
+  void count_saved() noexcept { ++saved_; }
+  std::int64_t saved() const noexcept { return saved_; }
+  void set_saved_by_all(std::int64_t saved) noexcept { saved_by_all_ = saved; }
+  std::int64_t saved_by_all() const noexcept { return std::max<std::int64_t>(saved_by_all_, saved_); }
+
   /// Waits hold still from now on, then throw.
   void set_failing() noexcept { failing_ = true; }
   bool failing() const noexcept { return failing_; }
@@ -57,12 +69,15 @@ class JobState {
   std::string activity_locked() const;
 
   Progress progress_;
+  std::atomic<std::int64_t> saved_{0};
+  std::atomic<std::int64_t> saved_by_all_{0};
   std::atomic<bool> failing_{false};
   std::atomic<bool> reported_{false};
   std::atomic<bool> closed_{false};
   mutable std::mutex mutex_;
   int last_id_ = 0;
   std::string activity_;
+  StopRequest stop_;
   Marks waits_;
   Marks long_steps_;
 };

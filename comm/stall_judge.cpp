@@ -1,5 +1,7 @@
 #include "comm/stall_judge.hpp"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 
 #include "kernels/base/error.hpp"
@@ -42,6 +44,16 @@ void StallJudge::heard(int number, const RankStatus& status, Time now) {
 }
 
 bool StallJudge::is_recent(const Rank& rank, Time now) const { return now - rank.heard <= recent_; }
+
+std::string StallJudge::not_heard_since(Time time) const {
+  std::vector<std::string> names;
+  for (std::size_t r = 0; r < ranks_.size(); ++r) {
+    if (!ranks_[r].left && ranks_[r].heard < time) {
+      names.push_back(fmt::format("rank {}{}", r, in_parentheses(ranks_[r].status.activity)));
+    }
+  }
+  return fmt::format("{}", fmt::join(names, " and "));
+}
 
 std::optional<std::string> StallJudge::verdict(Time now) const {
   const auto present = [](const Rank& rank) { return !rank.left; };

@@ -24,6 +24,9 @@ class StallJudge {
   /// The judge itself was away (suspended, not scheduled): nobody has been silent or idle yet.
   void restart(Time now);
 
+  /// "rank 1 (block 3, mlp_in) and rank 2": those present that have not been heard since; empty when there is none.
+  std::string not_heard_since(Time time) const;
+
   /// The job's last message without "gptq-dist: ", or nothing while all is well.
   std::optional<std::string> verdict(Time now) const;
 

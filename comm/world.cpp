@@ -1,9 +1,5 @@
 #include "comm/world.hpp"
 
-#include <charconv>
-#include <cstdlib>
-#include <cstring>
-
 #include "comm/job_state.hpp"
 
 namespace gptqd::comm {
@@ -17,20 +13,11 @@ LongHostStep::~LongHostStep() {
   }
 }
 
-int launcher_rank() {
-  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID"}) {
-    const char* text = std::getenv(name);
-    if (text == nullptr) {
-      continue;
-    }
-    int rank = 0;
-    const char* end = text + std::strlen(text);
-    const auto parsed = std::from_chars(text, end, rank);
-    if (parsed.ec == std::errc() && parsed.ptr == end && rank >= 0) {
-      return rank;
-    }
+std::string describe_saved(std::int64_t saved) {
+  if (saved == 0) {
+    return "no new block was finished, give the next run more time or more ranks";
   }
-  return 0;
+  return fmt::format("{} new block{} kept, run the same command again", saved, saved == 1 ? " is" : "s are");
 }
 
 }  // namespace gptqd::comm

@@ -1,11 +1,14 @@
 #pragma once
 /// @file The ranks of a job: how they start, how they notice that one of them hangs, how they end together.
+#include <chrono>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 
 #include "comm/group.hpp"
 #include "kernels/base/error.hpp"
+#include "kernels/base/launcher_rank.hpp"
 #include "kernels/base/progress.hpp"
 
 namespace gptqd::comm {
@@ -15,6 +18,10 @@ class JobState;
 struct WorldOptions {
   /// Silence, missing ticks or a mutual wait of this length end the job. At least 0.5.
   double stall_seconds = 30;
+  /// Signals ask the job to stop (see World) instead of ending this process.
+  bool stop_on_signals = false;
+  /// When the job ends at once, whatever it is doing: before somebody else ends it.
+  std::optional<std::chrono::steady_clock::time_point> deadline = std::nullopt;
 };
 
 /// While it lives, this rank owes no ticks of progress; only a silent watchdog thread counts as a stall.
@@ -41,6 +48,11 @@ class LongHostStep {
 ///  - a rank computes (neither waiting for others nor in a long host step) and has not ticked for stall_seconds;
 ///  - all ranks wait and none has ticked for stall_seconds: they wait for one another.
 /// A rank that waits for one that makes progress is never guilty, however long it takes.
+///
+/// Stopping. SIGUSR1 on any rank makes stop_requested() true on all of them within a second; the work asks at its
+/// boundaries and ends by itself. SIGTERM, SIGINT, SIGHUP, a second SIGUSR1 and the deadline end the job within a
+/// second by MPI_Abort: exit code 75 when some rank has called count_saved(), 69 otherwise. Mpirun sends SIGTERM to the
+/// ranks also when one of them has died: the message then names the ranks that nothing is heard of any more.
 ///
 /// Groups, grids and communicators made from a World have to go before it.
 class World {
@@ -71,6 +83,18 @@ class World {
   /// Guards a step that cannot tick: "tokenizing calibration text".
   [[nodiscard]] LongHostStep long_host_step(std::string_view what);
 
+  /// What this rank is doing at the moment.
+  std::string activity() const;
+
+  /// Whether the job is asked to stop, as far as this rank knows: ranks have to agree before they act. Thread-safe.
+  bool stop_requested() const;
+  /// By what: "SIGUSR1".
+  std::string stop_cause() const;
+  /// Asks as SIGUSR1 does, on behalf of `cause`.
+  void request_stop(const std::string& cause);
+  /// Something that this run made is on disk: running it again would go on from there. Thread-safe.
+  void count_saved();
+
   /// Ends the whole job with one message on stderr, `gptq-dist: rank 2: <error.one_line()> (<activity>)`, and the exit
   /// code of the error's kind, whichever ranks call it, and however many. Thread-safe.
   [[noreturn]] void fail(const Error& error);
@@ -84,8 +108,9 @@ class World {
   std::unique_ptr<Impl> impl_;
 };
 
-/// This process's rank as its launcher's environment tells it (OMPI_COMM_WORLD_RANK, PMIX_RANK, SLURM_PROCID), 0 if
-/// none does: so that errors before World::start are printed once.
-int launcher_rank();
+/// What a stop leaves: "2 new blocks are kept, run the same command again".
+std::string describe_saved(std::int64_t saved);
+
+using gptqd::launcher_rank;
 
 }  // namespace gptqd::comm

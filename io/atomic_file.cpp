@@ -7,11 +7,14 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstdio>
 #include <system_error>
+#include <thread>
 #include <utility>
 
 #include "kernels/base/error.hpp"
+#include "kernels/base/fault_point.hpp"
 
 namespace gptqd::io {
 
@@ -54,18 +57,42 @@ std::string_view next_step(int code) {
 
 [[noreturn]] void fail(std::string_view operation, const fs::path& path) { fail(operation, path, errno); }
 
-/// Repeats a system call that a signal interrupted.
+constexpr int most_retries = 20;
+constexpr std::chrono::milliseconds retry_pause{25};
+
+/// A system call at the fault point `point`, repeated where that is safe: it did nothing (EINTR, EAGAIN), or it looks
+/// a name up again after a server of network files has forgotten it (ESTALE of open). Never on EIO, of fsync least of
+/// all: the system has then dropped what was to be written, and a second fsync would succeed.
 template <class Call>
-auto retry(Call call) {
-  auto result = call();
-  while (result < 0 && errno == EINTR) {
-    result = call();
+auto retry(std::string_view point, Call call, bool looks_up_a_name = false) {
+  for (int pauses = 0;;) {
+    const int injected = fault_errno(point);
+    decltype(call()) result = -1;
+    if (injected != 0) {
+      errno = injected;
+    } else {
+      result = call();
+    }
+    if (result >= 0) {
+      return result;
+    }
+    const bool may_pass = errno == EAGAIN || (errno == ESTALE && looks_up_a_name);
+    if (errno != EINTR && (!may_pass || ++pauses > most_retries)) {
+      return result;
+    }
+    if (errno != EINTR) {
+      std::this_thread::sleep_for(retry_pause);
+    }
   }
-  return result;
+}
+
+FileDescriptor open_again(const fs::path& path, int flags) {
+  return FileDescriptor(retry(
+      "file.open", [&] { return ::open(path.c_str(), flags | O_CLOEXEC); }, true));
 }
 
 void sync(const FileDescriptor& descriptor, const fs::path& path) {
-  if (retry([&] { return ::fsync(descriptor.get()); }) != 0) {
+  if (retry("file.fsync", [&] { return ::fsync(descriptor.get()); }) != 0) {
     fail("flush to disk", path);
   }
 }
@@ -77,12 +104,12 @@ void start_writing_out(const FileDescriptor& descriptor, std::int64_t offset, st
 }
 
 void sync_folder(const fs::path& folder) {
-  const FileDescriptor descriptor(retry([&] { return ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
+  const FileDescriptor descriptor = open_again(folder, O_RDONLY | O_DIRECTORY);
   if (descriptor.get() < 0) {
     fail("open the folder", folder);
   }
   // Some network file systems refuse fsync of a folder (EINVAL): they order renames themselves.
-  if (retry([&] { return ::fsync(descriptor.get()); }) != 0 && errno != EINVAL && errno != ENOTSUP) {
+  if (retry("folder.fsync", [&] { return ::fsync(descriptor.get()); }) != 0 && errno != EINVAL && errno != ENOTSUP) {
     fail("flush the folder to disk", folder);
   }
 }
@@ -130,7 +157,7 @@ int FileDescriptor::release() { return std::exchange(value_, -1); }
 
 File::File(fs::path path) : path_(std::move(path)) {
   // O_NONBLOCK: opening a named pipe must not wait for a writer.
-  descriptor_ = FileDescriptor(retry([&] { return ::open(path_.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC); }));
+  descriptor_ = open_again(path_, O_RDONLY | O_NONBLOCK);
   if (descriptor_.get() < 0) {
     if (errno == ENOENT || errno == ENOTDIR) {
       throw Error(ErrorKind::input, fmt::format("{}: no such file", path_.string()));
@@ -153,7 +180,7 @@ void File::read_exactly(std::int64_t offset, std::span<std::byte> out) const {
   std::size_t done = 0;
   while (done < out.size()) {
     const std::size_t wanted = std::min(out.size() - done, largest_transfer);
-    const auto got = retry([&] {
+    const auto got = retry("file.read", [&] {
       return ::pread(descriptor_.get(), out.data() + done, wanted,
                      static_cast<off_t>(offset) + static_cast<off_t>(done));
     });
@@ -194,7 +221,8 @@ void write_file_atomically(const fs::path& path, std::string_view text) {
 AtomicFile::AtomicFile(fs::path path, Durable durable)
     : path_(std::move(path)), temporary_(with_suffix(path_, ".tmp")), durable_(durable) {
   const auto create = [&] {
-    return retry([&] { return ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666); });
+    return retry("file.create",
+                 [&] { return ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666); });
   };
   int descriptor = create();
   if (descriptor < 0 && errno == EEXIST) {
@@ -217,11 +245,12 @@ AtomicFile::~AtomicFile() {
 void AtomicFile::append(std::span<const std::byte> data) {
   require(descriptor_.get() >= 0, "atomic file: append after commit");
   while (!data.empty()) {
-    const auto written =
-        retry([&] { return ::write(descriptor_.get(), data.data(), std::min(data.size(), largest_transfer)); });
+    const auto written = retry(
+        "file.write", [&] { return ::write(descriptor_.get(), data.data(), std::min(data.size(), largest_transfer)); });
     if (written < 0) {
       fail("write", temporary_);
     }
+    fault_point("file.written");
     data = data.subspan(static_cast<std::size_t>(written));
     bytes_ += written;
   }
@@ -236,10 +265,11 @@ void AtomicFile::commit() {
   if (durable_ == Durable::at_commit) {
     sync(descriptor_, temporary_);
   }
-  if (::rename(temporary_.c_str(), path_.c_str()) != 0) {
+  if (retry("file.rename", [&] { return ::rename(temporary_.c_str(), path_.c_str()); }) != 0) {
     fail(fmt::format("rename {} to", temporary_.filename().string()), path_);
   }
   descriptor_ = FileDescriptor();
+  fault_point("file.renamed");
   if (durable_ == Durable::at_commit) {
     sync_folder(folder_of(path_));
   }
@@ -282,7 +312,7 @@ void AtomicFolder::commit() {
     if (entry->is_directory()) {
       sync_folder(entry->path());
     } else if (entry->is_regular_file()) {
-      FileDescriptor descriptor(retry([&] { return ::open(entry->path().c_str(), O_RDONLY | O_CLOEXEC); }));
+      FileDescriptor descriptor = open_again(entry->path(), O_RDONLY);
       if (descriptor.get() < 0) {
         fail("open", entry->path());
       }
@@ -299,7 +329,7 @@ void AtomicFolder::commit() {
   }
   sync_folder(partial_);
   // An empty folder of that name is replaced; one that has been filled meanwhile is not.
-  if (::rename(partial_.c_str(), out_.c_str()) != 0) {
+  if (retry("folder.rename", [&] { return ::rename(partial_.c_str(), out_.c_str()); }) != 0) {
     fail(fmt::format("rename {} to", partial_.filename().string()), out_);
   }
   committed_ = true;

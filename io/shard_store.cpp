@@ -1,20 +1,18 @@
 #include "io/shard_store.hpp"
 
 #include <fmt/format.h>
-#include <hdf5.h>
-#include <hdf5_hl.h>
 
 #include <algorithm>
 #include <iterator>
-#include <mutex>
 #include <set>
-#include <stdexcept>
 #include <system_error>
 #include <utility>
 
 #include "io/atomic_file.hpp"
 #include "io/checksum.hpp"
+#include "io/hdf5_image.hpp"
 #include "io/json_file.hpp"
+#include "kernels/base/fault_point.hpp"
 #include "version.hpp"
 
 namespace gptqd::io {
@@ -25,123 +23,15 @@ namespace fs = std::filesystem;
 
 constexpr std::int64_t format_version = 1;
 constexpr std::int64_t max_shard_file_bytes = std::int64_t{1} << 40;
-// An attribute lives in an object header message, which the library limits to 64 KiB.
-constexpr std::size_t max_attribute_bytes = 64'000;
-
-/// libhdf5 is not thread-safe: everything that calls it holds this lock.
-std::mutex hdf5_mutex;
-
-/// A call of libhdf5 that failed; to_image and from_image turn it into an Error of the kind that fits.
-class Hdf5Failure : public std::runtime_error {
- public:
-  explicit Hdf5Failure(const char* call) : std::runtime_error(fmt::format("HDF5: {} failed", call)) {}
-};
-
-void check(herr_t status, const char* call) {
-  if (status < 0) {
-    throw Hdf5Failure(call);
-  }
-}
-
-/// Owner of an HDF5 identifier.
-class Handle {
- public:
-  using Close = herr_t (*)(hid_t);
-  Handle(hid_t id, Close close, const char* call) : id_(id), close_(close) {
-    if (id < 0) {
-      throw Hdf5Failure(call);
-    }
-  }
-  Handle(Handle&& other) noexcept : id_(std::exchange(other.id_, -1)), close_(other.close_) {}
-  Handle& operator=(Handle&&) = delete;
-  ~Handle() {
-    if (id_ >= 0) {
-      close_(id_);
-    }
-  }
-  operator hid_t() const { return id_; }  // NOLINT(google-explicit-constructor): identifiers go into C calls
-
- private:
-  hid_t id_;
-  Close close_;
-};
-
-/// Keeps libhdf5 from printing its error stack while we turn failures into exceptions.
-class SilentErrors {
- public:
-  SilentErrors() {
-    H5Eget_auto2(H5E_DEFAULT, &function_, &data_);
-    H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
-  }
-  SilentErrors(const SilentErrors&) = delete;
-  SilentErrors& operator=(const SilentErrors&) = delete;
-  ~SilentErrors() { H5Eset_auto2(H5E_DEFAULT, function_, data_); }
-
- private:
-  H5E_auto2_t function_ = nullptr;
-  void* data_ = nullptr;
-};
-
-/// IEEE binary16, which HDF5 1.10 has no name for: sign at bit 15, 5 bits of exponent from 10, 10 of mantissa from 0.
-Handle float16_type() {
-  Handle type(H5Tcopy(H5T_IEEE_F32LE), H5Tclose, "H5Tcopy");
-  check(H5Tset_fields(type, 15, 10, 5, 0, 10), "H5Tset_fields");
-  check(H5Tset_size(type, 2), "H5Tset_size");
-  check(H5Tset_ebias(type, 15), "H5Tset_ebias");
-  return type;
-}
-
-Handle standard_type(hid_t type) { return Handle(H5Tcopy(type), H5Tclose, "H5Tcopy"); }
-
-Handle type_of(const std::uint32_t*) { return standard_type(H5T_STD_U32LE); }
-Handle type_of(const std::int32_t*) { return standard_type(H5T_STD_I32LE); }
-Handle type_of(const std::uint8_t*) { return standard_type(H5T_STD_U8LE); }
-Handle type_of(const Half*) { return float16_type(); }
-
-Handle string_type(std::size_t bytes) {
-  Handle type(H5Tcopy(H5T_C_S1), H5Tclose, "H5Tcopy");
-  check(H5Tset_size(type, std::max<std::size_t>(bytes, 1)), "H5Tset_size");
-  check(H5Tset_strpad(type, H5T_STR_NULLPAD), "H5Tset_strpad");
-  check(H5Tset_cset(type, H5T_CSET_UTF8), "H5Tset_cset");
-  return type;
-}
-
-using Extents = std::vector<hsize_t>;
-
-void write_attribute(hid_t object, const char* name, std::int64_t value) {
-  const Handle space(H5Screate(H5S_SCALAR), H5Sclose, "H5Screate");
-  const Handle attribute(H5Acreate2(object, name, H5T_STD_I64LE, space, H5P_DEFAULT, H5P_DEFAULT), H5Aclose,
-                         "H5Acreate");
-  check(H5Awrite(attribute, H5T_NATIVE_INT64, &value), "H5Awrite");
-}
-
-void write_attribute(hid_t object, const char* name, const std::string& value) {
-  require(value.size() <= max_attribute_bytes,
-          fmt::format("shard: attribute {} has {} bytes, more than the {} that HDF5 holds", name, value.size(),
-                      max_attribute_bytes));
-  const Handle space(H5Screate(H5S_SCALAR), H5Sclose, "H5Screate");
-  const Handle type = string_type(value.size());
-  const Handle attribute(H5Acreate2(object, name, type, space, H5P_DEFAULT, H5P_DEFAULT), H5Aclose, "H5Acreate");
-  const char* text = value.empty() ? "\0" : value.data();
-  check(H5Awrite(attribute, type, text), "H5Awrite");
-}
+using hdf5::check;
+using hdf5::Handle;
+using hdf5::matrix;
+using hdf5::ObjectReader;
+using hdf5::write_attribute;
 
 template <class T>
-void write_dataset(hid_t group, const char* name, const std::vector<T>& data, const Extents& extents) {
-  const Handle space(H5Screate_simple(static_cast<int>(extents.size()), extents.data(), nullptr), H5Sclose,
-                     "H5Screate_simple");
-  const Handle properties(H5Pcreate(H5P_DATASET_CREATE), H5Pclose, "H5Pcreate");
-  check(H5Pset_layout(properties, H5D_CONTIGUOUS), "H5Pset_layout");
-  check(H5Pset_obj_track_times(properties, false), "H5Pset_obj_track_times");
-  check(H5Pset_fill_time(properties, H5D_FILL_TIME_NEVER), "H5Pset_fill_time");
-  const Handle type = type_of(data.data());
-  const Handle dataset(H5Dcreate2(group, name, type, space, H5P_DEFAULT, properties, H5P_DEFAULT), H5Dclose,
-                       "H5Dcreate");
-  check(H5Dwrite(dataset, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, data.data()), "H5Dwrite");
-}
-
-Extents matrix(std::int64_t rows, std::int64_t cols) {
-  return {static_cast<hsize_t>(rows), static_cast<hsize_t>(cols)};
+void write_dataset(hid_t group, const char* name, const std::vector<T>& data, const hdf5::Extents& extents) {
+  hdf5::write_dataset<T>(group, name, data, extents);
 }
 
 void write_linear(hid_t file, const PackedLinear& linear, std::int64_t index) {
@@ -175,93 +65,6 @@ void check_linears(const BlockShard& shard) {
     require(names.insert(linear.name).second, fmt::format("shard: two linears are named \"{}\"", linear.name));
   }
 }
-
-/// Reads attributes and datasets of one object; messages name the object.
-class ObjectReader {
- public:
-  ObjectReader(hid_t object, std::string where) : object_(object), where_(std::move(where)) {}
-
-  [[noreturn]] void fail(const std::string& offence) const {
-    throw Error(ErrorKind::input, fmt::format("{}: {}", where_, offence));
-  }
-
-  std::int64_t integer(const char* name) const {
-    const Handle attribute = open_attribute(name);
-    const Handle type(H5Aget_type(attribute), H5Tclose, "H5Aget_type");
-    const Handle space(H5Aget_space(attribute), H5Sclose, "H5Aget_space");
-    if (H5Tget_class(type) != H5T_INTEGER || H5Sget_simple_extent_npoints(space) != 1) {
-      fail(fmt::format("attribute {} is no integer", name));
-    }
-    std::int64_t value = 0;
-    check(H5Aread(attribute, H5T_NATIVE_INT64, &value), "H5Aread");
-    return value;
-  }
-
-  std::string text(const char* name) const {
-    const Handle attribute = open_attribute(name);
-    const Handle type(H5Aget_type(attribute), H5Tclose, "H5Aget_type");
-    const Handle space(H5Aget_space(attribute), H5Sclose, "H5Aget_space");
-    const std::size_t bytes = H5Tget_size(type);
-    if (H5Tget_class(type) != H5T_STRING || H5Tis_variable_str(type) != 0 || H5Sget_simple_extent_npoints(space) != 1 ||
-        bytes > max_attribute_bytes) {
-      fail(fmt::format("attribute {} is no text of fixed length", name));
-    }
-    std::string value(bytes, '\0');
-    check(H5Aread(attribute, type, value.data()), "H5Aread");
-    value.resize(value.find_last_not_of('\0') + 1);
-    return value;
-  }
-
-  nlohmann::json json(const char* name) const {
-    return parse_json(text(name), fmt::format("{}: attribute {}", where_, name));
-  }
-
-  template <class T>
-  std::vector<T> dataset(const char* name, const Extents& extents) const {
-    if (H5Lexists(object_, name, H5P_DEFAULT) <= 0) {
-      fail(fmt::format("dataset {} is missing", name));
-    }
-    const Handle dataset(H5Dopen2(object_, name, H5P_DEFAULT), H5Dclose, "H5Dopen");
-    const Handle expected = type_of(static_cast<const T*>(nullptr));
-    const Handle type(H5Dget_type(dataset), H5Tclose, "H5Dget_type");
-    if (H5Tequal(type, expected) <= 0) {
-      fail(fmt::format("dataset {} has another element type than expected", name));
-    }
-    const Handle space(H5Dget_space(dataset), H5Sclose, "H5Dget_space");
-    const int rank = H5Sget_simple_extent_ndims(space);
-    Extents got(static_cast<std::size_t>(std::max(rank, 0)));
-    if (rank > 0) {
-      check(H5Sget_simple_extent_dims(space, got.data(), nullptr), "H5Sget_simple_extent_dims");
-    }
-    if (got != extents) {
-      fail(fmt::format("dataset {} has the shape [{}], expected [{}]", name, fmt::join(got, ", "),
-                       fmt::join(extents, ", ")));
-    }
-    hsize_t count = 1;
-    for (const auto extent : extents) {
-      count *= extent;
-    }
-    // Storage that is smaller than the shape says would come back as fill values.
-    if (H5Dget_storage_size(dataset) != count * sizeof(T)) {
-      fail(
-          fmt::format("dataset {} holds {} bytes, expected {}", name, H5Dget_storage_size(dataset), count * sizeof(T)));
-    }
-    std::vector<T> data(count);
-    check(H5Dread(dataset, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, data.data()), "H5Dread");
-    return data;
-  }
-
- private:
-  Handle open_attribute(const char* name) const {
-    if (H5Aexists(object_, name) <= 0) {
-      fail(fmt::format("attribute {} is missing", name));
-    }
-    return Handle(H5Aopen(object_, name, H5P_DEFAULT), H5Aclose, "H5Aopen");
-  }
-
-  hid_t object_;
-  std::string where_;
-};
 
 std::vector<std::string> group_names(hid_t file) {
   std::vector<std::string> names;
@@ -299,40 +102,7 @@ std::pair<std::int64_t, PackedLinear> read_linear(hid_t file, const std::string&
   return {index, std::move(linear)};
 }
 
-std::vector<std::byte> build_image(const BlockShard& shard) {
-  std::size_t bytes = std::size_t{1} << 20;
-  for (const auto& linear : shard.linears) {
-    bytes += data_bytes(linear) + 4096;
-  }
-  const Handle access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose, "H5Pcreate");
-  // The increment is about the size of the file, so that it grows once; no backing store: nothing is written to disk.
-  check(H5Pset_fapl_core(access, bytes, false), "H5Pset_fapl_core");
-  const Handle creation(H5Pcreate(H5P_FILE_CREATE), H5Pclose, "H5Pcreate");
-  check(H5Pset_obj_track_times(creation, false), "H5Pset_obj_track_times");
-  // The library first tries to open a file of that name: this one can never exist.
-  const Handle file(H5Fcreate("/dev/null/shard", H5F_ACC_TRUNC, creation, access), H5Fclose, "H5Fcreate");
-  write_attribute(file, "format_version", format_version);
-  write_attribute(file, "tool_version", fmt::format("gptq-dist {}", version));
-  write_attribute(file, "fingerprint", shard.fingerprint);
-  write_attribute(file, "block", shard.block);
-  write_attribute(file, "spec", shard.spec.dump());
-  std::int64_t index = 0;
-  for (const auto& linear : shard.linears) {
-    write_linear(file, linear, index++);
-  }
-  check(H5Fflush(file, H5F_SCOPE_GLOBAL), "H5Fflush");
-  const auto size = H5Fget_file_image(file, nullptr, 0);
-  check(size > 0 ? 0 : -1, "H5Fget_file_image");
-  std::vector<std::byte> image(static_cast<std::size_t>(size));
-  check(H5Fget_file_image(file, image.data(), image.size()) == size ? 0 : -1, "H5Fget_file_image");
-  return image;
-}
-
-BlockShard read_image(std::span<const std::byte> image, const std::string& name) {
-  // Read-only. The library works on its own copy: without one (H5LT_FILE_IMAGE_DONT_COPY) 1.10 leaks memory at each
-  // call.
-  const Handle file(H5LTopen_file_image(const_cast<std::byte*>(image.data()), image.size(), 0), H5Fclose,
-                    "H5LTopen_file_image");
+BlockShard read_shard_file(hid_t file, const std::string& name) {
   const ObjectReader reader(file, name);
   const std::int64_t version = reader.integer("format_version");
   if (version != format_version) {
@@ -357,173 +127,76 @@ BlockShard read_image(std::span<const std::byte> image, const std::string& name)
   return shard;
 }
 
-void remove_if_there(const fs::path& path) {
-  std::error_code code;
-  fs::remove(path, code);
-  if (code) {
-    throw Error(ErrorKind::io,
-                fmt::format("cannot remove {}: {}; check the folder's permissions", path.string(), code.message()));
-  }
-}
-
 }  // namespace
 
 std::vector<std::byte> to_image(const BlockShard& shard) {
   check_linears(shard);
-  const std::scoped_lock lock(hdf5_mutex);
-  const SilentErrors silent;
-  try {
-    return build_image(shard);
-  } catch (const Hdf5Failure& failure) {
-    throw Error(ErrorKind::internal, fmt::format("storing block {}: {}", shard.block, failure.what()));
+  std::size_t bytes = std::size_t{1} << 20;
+  for (const auto& linear : shard.linears) {
+    bytes += data_bytes(linear) + 4096;
   }
+  return hdf5::make_image(bytes, fmt::format("storing block {}", shard.block), [&](hid_t file) {
+    write_attribute(file, "format_version", format_version);
+    write_attribute(file, "tool_version", fmt::format("gptq-dist {}", version));
+    write_attribute(file, "fingerprint", shard.fingerprint);
+    write_attribute(file, "block", shard.block);
+    write_attribute(file, "spec", shard.spec.dump());
+    std::int64_t index = 0;
+    for (const auto& linear : shard.linears) {
+      write_linear(file, linear, index++);
+    }
+  });
 }
 
 BlockShard from_image(std::span<const std::byte> image, const std::string& name) {
-  const std::scoped_lock lock(hdf5_mutex);
-  const SilentErrors silent;
-  try {
-    return read_image(image, name);
-  } catch (const Hdf5Failure& failure) {
-    throw Error(ErrorKind::input, fmt::format("{}: {}; it is no shard of this program", name, failure.what()));
-  }
-}
-
-ShardStore::ShardStore(fs::path work_folder) : folder_(std::move(work_folder)) {
-  std::error_code code;
-  fs::create_directories(folder_ / "shards", code);
-  if (code) {
-    throw Error(ErrorKind::io, fmt::format("cannot create {}: {}; choose another work folder or check its permissions",
-                                           (folder_ / "shards").string(), code.message()));
-  }
+  BlockShard shard;
+  hdf5::read_image(image, name, "it is no shard of this program",
+                   [&](hid_t file) { shard = read_shard_file(file, name); });
+  return shard;
 }
 
 fs::path ShardStore::shard_path(std::int64_t block) const {
   return folder_ / "shards" / fmt::format("block_{:05}.h5", block);
 }
 
-fs::path ShardStore::sidecar_path(std::int64_t block) const {
-  return folder_ / "shards" / fmt::format("block_{:05}.json", block);
-}
-
 void ShardStore::write(const BlockShard& shard) const {
-  with_context(fmt::format("writing {}", shard_path(shard.block).string()), [&] {
-    const auto image = to_image(shard);
-    const nlohmann::json sidecar{{"xxh3_128", xxh3_128_hex(image)}, {"bytes", image.size()}, {"run", shard.run}};
-    // Old sidecar away, new shard, new sidecar: between any two of these the block counts as absent.
-    remove_if_there(sidecar_path(shard.block));
-    write_file_atomically(shard_path(shard.block), image);
-    write_file_atomically(sidecar_path(shard.block), sidecar.dump(2) + "\n");
-  });
+  with_context(fmt::format("writing {}", shard_path(shard.block).string()),
+               [&] { file(shard.block).write(to_image(shard), shard.run); });
+  fault_point("shard.listed");
 }
 
-namespace {
+ShardState ShardStore::state(std::int64_t block, bool whole) const { return file(block).state(whole); }
 
-struct Sidecar {
-  std::string xxh3_128;
-  std::int64_t bytes = 0;
-  nlohmann::json run;
-};
-
-Sidecar read_sidecar(const fs::path& path) {
-  const auto json = read_json(path);
-  const std::string where = path.string();
-  return {.xxh3_128 = get<std::string>(json, "xxh3_128", where),
-          .bytes = get<std::int64_t>(json, "bytes", where),
-          .run = get_or<nlohmann::json>(json, "run", {}, where)};
-}
-
-/// The sidecar, or why there is no valid one.
-std::pair<std::optional<Sidecar>, std::string> try_sidecar(const fs::path& path) {
-  try {
-    return {read_sidecar(path), {}};
-  } catch (const Error& error) {
-    if (error.kind() != ErrorKind::input) {
-      throw;
-    }
-    return {std::nullopt, fmt::format("no valid sidecar: {}", error.message())};
-  }
-}
-
-std::string checksum_of(const File& file) {
-  Hasher hasher;
-  std::vector<std::byte> chunk(std::size_t{8} << 20);
-  for (std::int64_t offset = 0; offset < file.size();) {
-    const auto bytes = std::min<std::int64_t>(std::ssize(chunk), file.size() - offset);
-    const auto part = std::span(chunk).first(static_cast<std::size_t>(bytes));
-    file.read_exactly(offset, part);
-    hasher.update(part);
-    offset += bytes;
-  }
-  return hasher.hex();
-}
-
-}  // namespace
-
-ShardState ShardStore::state(std::int64_t block) const {
-  ShardState state = length_state(block);
-  if (!state.reason.empty()) {
-    return state;
-  }
-  const std::string checksum = checksum_of(File(shard_path(block)));
-  if (checksum != state.xxh3_128) {
-    return {.status = ShardStatus::damaged,
-            .reason = fmt::format("checksum {}, expected {}", checksum, state.xxh3_128),
-            .bytes = state.bytes,
-            .xxh3_128 = {}};
-  }
-  return state;
-}
-
-std::string ShardStore::obstacle(std::int64_t block) const { return length_state(block).reason; }
-
-ShardState ShardStore::length_state(std::int64_t block) const {
-  std::error_code ignored;
-  if (!fs::exists(shard_path(block), ignored)) {
-    return {.status = ShardStatus::missing, .reason = "no file", .bytes = 0, .xxh3_128 = {}};
-  }
-  const auto [sidecar, offence] = try_sidecar(sidecar_path(block));
-  if (!sidecar) {
-    return {.status = ShardStatus::missing, .reason = offence, .bytes = 0, .xxh3_128 = {}};
-  }
-  const File file(shard_path(block));
-  if (file.size() != sidecar->bytes) {
-    return {.status = ShardStatus::damaged,
-            .reason = fmt::format("{} bytes, expected {}", file.size(), sidecar->bytes),
-            .bytes = file.size(),
-            .xxh3_128 = {}};
-  }
-  return {.status = ShardStatus::valid, .reason = {}, .bytes = file.size(), .xxh3_128 = sidecar->xxh3_128};
+nlohmann::json ShardStore::run_of(std::int64_t block) const {
+  const auto sidecar = file(block).find_sidecar();
+  return sidecar ? sidecar->run : nlohmann::json();
 }
 
 BlockShard ShardStore::read(std::int64_t block) const {
   const std::string name = shard_path(block).string();
-  const Sidecar sidecar = read_sidecar(sidecar_path(block));
-  const auto image = read_file(shard_path(block), max_shard_file_bytes);
-  if (const auto checksum = xxh3_128_hex(image); std::ssize(image) != sidecar.bytes || checksum != sidecar.xxh3_128) {
-    throw Error(ErrorKind::input,
-                fmt::format("{}: {} bytes with the checksum {}, expected {} with {}; the shard is damaged: "
-                            "remove it and run again",
-                            name, image.size(), checksum, sidecar.bytes, sidecar.xxh3_128));
-  }
+  const auto [image, run] = file(block).read(max_shard_file_bytes);
   BlockShard shard = from_image(image, name);
   if (shard.block != block) {
     throw Error(ErrorKind::input,
                 fmt::format("{}: holds block {}, expected {}; the file was renamed: remove it and run again", name,
                             shard.block, block));
   }
-  shard.run = sidecar.run;
+  shard.run = run;
   return shard;
 }
 
 void ShardStore::remove_stale_temporaries() const {
   for (const auto& folder : {folder_, folder_ / "shards"}) {
     std::error_code code;
+    if (!fs::exists(folder, code)) {
+      continue;
+    }
     std::vector<fs::path> stale;
     for (auto entry = fs::directory_iterator(folder, code); !code && entry != fs::directory_iterator();
          entry.increment(code)) {
       const std::string name = entry->path().filename().string();
-      const bool ours = name.starts_with("block_") || name.starts_with("manifest.json");
+      const bool ours = name.starts_with("block_") || name.starts_with("manifest.json") ||
+                        name.starts_with("run.json") || name.starts_with("report.json") || name.starts_with("lock.");
       if (ours && name.ends_with(".tmp")) {
         stale.push_back(entry->path());
       }
@@ -532,7 +205,7 @@ void ShardStore::remove_stale_temporaries() const {
       throw Error(ErrorKind::io, fmt::format("cannot list {}: {}", folder.string(), code.message()));
     }
     for (const auto& path : stale) {
-      remove_if_there(path);
+      remove_file(path);
     }
   }
 }
@@ -542,7 +215,7 @@ void ShardStore::write_manifest(std::int64_t num_blocks, const nlohmann::json& f
   for (std::int64_t block = 0; block < num_blocks; ++block) {
     std::error_code code;
     const auto bytes = fs::file_size(shard_path(block), code);
-    const auto sidecar = code ? std::nullopt : try_sidecar(sidecar_path(block)).first;
+    const auto sidecar = code ? std::nullopt : file(block).find_sidecar();
     if (sidecar && sidecar->bytes == static_cast<std::int64_t>(bytes)) {
       shards.push_back({{"block", block},
                         {"file", fmt::format("shards/{}", shard_path(block).filename().string())},

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "io/checked_file.hpp"
 #include "io/packed_linear.hpp"
 
 namespace gptqd::io {
@@ -34,36 +35,29 @@ std::vector<std::byte> to_image(const BlockShard& shard);
 /// @throws Error (input)
 BlockShard from_image(std::span<const std::byte> image, const std::string& name);
 
-enum class ShardStatus {
-  missing,  ///< no file, or no valid sidecar beside it
-  valid,    ///< the file is what the sidecar says
-  damaged,  ///< the file differs from what the sidecar says
-};
-
-struct ShardState {
-  ShardStatus status = ShardStatus::missing;
-  std::string reason;  ///< why it is not valid; empty where it is
-  std::int64_t bytes = 0;
-  std::string xxh3_128;  ///< of a valid shard
-};
+using ShardStatus = FileStatus;
+using ShardState = FileState;
 
 /// The shards of one work folder. Several threads may use one object, for different blocks.
 class ShardStore {
  public:
-  /// Creates `work_folder`/shards where it is missing. @throws Error (io)
-  explicit ShardStore(std::filesystem::path work_folder);
+  /// Creates nothing before the first write.
+  explicit ShardStore(std::filesystem::path work_folder) : folder_(std::move(work_folder)) {}
 
   const std::filesystem::path& folder() const { return folder_; }
   std::filesystem::path shard_path(std::int64_t block) const;
-  std::filesystem::path sidecar_path(std::int64_t block) const;
+  std::filesystem::path sidecar_path(std::int64_t block) const { return file(block).sidecar(); }
 
   /// Writes shard and sidecar; any earlier one of this block is invalid from the first moment on.
   /// @throws Error (internal, io)
   void write(const BlockShard& shard) const;
+  /// Compares the whole file with its sidecar; with `whole` false its size alone, which is quick and misses flipped
+  /// bits.
+  ShardState state(std::int64_t block, bool whole = true) const;
+  /// What the sidecar says of the run that made the block (seconds, host); null where there is no valid one.
+  nlohmann::json run_of(std::int64_t block) const;
   /// Why a shard cannot be whole, as far as its sidecar and the file's length tell; empty where they tell nothing.
-  std::string obstacle(std::int64_t block) const;
-  /// Compares the whole file with its sidecar.
-  ShardState state(std::int64_t block) const;
+  std::string obstacle(std::int64_t block) const { return state(block, false).reason; }
   /// Compares the checksum, then reads. @throws Error (input) when the shard is missing, damaged or another block's
   BlockShard read(std::int64_t block) const;
   /// Removes what a killed run left half-written. Call it where no other process writes to the folder.
@@ -76,8 +70,7 @@ class ShardStore {
   std::optional<nlohmann::json> read_manifest() const;
 
  private:
-  /// What sidecar and length tell: `valid` with the checksum that the content has to have.
-  ShardState length_state(std::int64_t block) const;
+  CheckedFile file(std::int64_t block) const { return CheckedFile(shard_path(block)); }
 
   std::filesystem::path folder_;
 };

@@ -5,6 +5,7 @@
 namespace gptqd::jobs {
 
 int quantize_command(const Arguments& arguments);
+int status_command(const Arguments& arguments);
 int merge_command(const Arguments& arguments);
 int convert_command(const Arguments& arguments);
 int plan_command(const Arguments& arguments);

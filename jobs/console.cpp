@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include <array>
-#include <cmath>
 
 namespace gptqd::jobs {
 
@@ -61,14 +60,6 @@ std::string human_bytes(std::int64_t bytes) {
     ++unit;
   }
   return unit == 0 ? fmt::format("{} B", bytes) : fmt::format("{:.2f} {}", value, units[unit]);
-}
-
-std::string human_seconds(double seconds) {
-  const auto whole = static_cast<std::int64_t>(std::llround(seconds));
-  if (whole >= 3600) {
-    return fmt::format("{} h {:02} min", whole / 3600, whole % 3600 / 60);
-  }
-  return whole >= 60 ? fmt::format("{} min {:02} s", whole / 60, whole % 60) : fmt::format("{:.1f} s", seconds);
 }
 
 }  // namespace gptqd::jobs

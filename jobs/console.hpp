@@ -2,6 +2,7 @@
 /// @file What a run tells its user while it goes on: lines on stderr, a bar on a terminal.
 #include <string>
 
+#include "kernels/base/human_seconds.hpp"
 #include "pipeline/quantize_run.hpp"
 
 namespace gptqd::jobs {
@@ -14,7 +15,5 @@ pipeline::RunObserver console_observer();
 
 /// "1.23 GB", "512 B".
 std::string human_bytes(std::int64_t bytes);
-/// "1 h 02 min", "3.4 s".
-std::string human_seconds(double seconds);
 
 }  // namespace gptqd::jobs

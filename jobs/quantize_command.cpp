@@ -1,6 +1,12 @@
+#include <unistd.h>
+
 #include <algorithm>
 #include <array>
+#include <charconv>
+#include <cstdlib>
+#include <cstring>
 #include <filesystem>
+#include <iostream>
 
 #include "io/model_lookup.hpp"
 #include "jobs/artifact_options.hpp"
@@ -8,6 +14,7 @@
 #include "jobs/console.hpp"
 #include "jobs/session.hpp"
 #include "jobs/shipped_data.hpp"
+#include "kernels/base/fault_point.hpp"
 #include "pipeline/quantize_run.hpp"
 #include "pipeline/synthetic.hpp"
 
@@ -22,7 +29,7 @@ constexpr const char* usage = R"(Usage: mpirun -np N gptq-dist [quantize] --mode
 Quantizes the linear layers of a transformer to 2, 3, 4 or 8 bits with GPTQ and writes a checkpoint that inference
 engines load. The defaults are the best choice for most: 4 bits, groups of 128, symmetric, static act-order.
 Give a calibration text of the kind the model will see; 128 samples of 2,048 tokens are enough.
-Run the same command again after an interruption: finished blocks are kept.
+Run the same command again after an interruption: finished blocks are kept. SIGUSR1 asks for an orderly stop.
 )";
 
 po::options_description model_options() {
@@ -50,6 +57,22 @@ po::options_description model_options() {
       "report", po::value<std::string>()->value_name("FILE"),
       "write the run's account (layers, losses, seconds) as JSON; WORK/report.json is always written")(
       "no-merge", po::bool_switch(), "end with the shards; gptq-dist merge WORK makes the artifact later");
+  return options;
+}
+
+po::options_description restart_options() {
+  po::options_description options("Interruptions", 100, 50);
+  options.add_options()("restart", po::value<std::string>()->default_value("continue")->value_name("continue|fresh"),
+                        "continue: keep the finished blocks of an interrupted run; fresh: discard them")(
+      "checkpoint-activations", po::value<std::string>()->value_name("every=N"),
+      "write the hidden states to WORK/activations after every N blocks, beside the work: a late restart then replays "
+      "at "
+      "most N blocks. Two generations are kept")(
+      "time-margin", po::value<double>()->value_name("SECONDS"),
+      "where the job's end is known: stop by itself, with exit code 75, when the next block would not be finished so "
+      "long before; at half of it the job ends at once. Default 60, at most a tenth of the job's time")(
+      "job-end", po::value<std::int64_t>()->value_name("UNIX-TIME"),
+      "when the job ends, in seconds since 1970; default $SLURM_JOB_END_TIME");
   return options;
 }
 
@@ -239,6 +262,19 @@ pipeline::CalibrationRequest calibration_request(const CommandLine& line) {
   return request;
 }
 
+/// N of "every=N".
+std::int64_t snapshot_interval(const std::string& text) {
+  constexpr std::string_view every = "every=";
+  const std::string number = text.starts_with(every) ? text.substr(every.size()) : "";
+  std::int64_t blocks = 0;
+  const auto* end = number.data() + number.size();
+  if (const auto [stop, error] = std::from_chars(number.data(), end, blocks);
+      error != std::errc() || stop != end || blocks < 1) {
+    refuse(fmt::format("--checkpoint-activations {}: expected every=N with N at least 1", text));
+  }
+  return blocks;
+}
+
 pipeline::QuantizeConfig quantize_config(const CommandLine& line) {
   if (!line.has("model")) {
     refuse("--model is missing: name a Hugging Face folder or a model; see gptq-dist quantize --help");
@@ -273,9 +309,85 @@ pipeline::QuantizeConfig quantize_config(const CommandLine& line) {
   config.stages = positive<int>(line, "stages");
   config.max_fallbacks = line.get<std::int64_t>("max-fallbacks");
   config.allow_mixed = line.flag("allow-mixed");
+  const auto& restart = line.get<std::string>("restart");
+  if (restart != "continue" && restart != "fresh") {
+    refuse(fmt::format("--restart {}: expected continue or fresh", restart));
+  }
+  config.restart = restart == "fresh" ? pipeline::RestartMode::fresh : pipeline::RestartMode::go_on;
+  if (line.has("checkpoint-activations")) {
+    config.snapshot_every = snapshot_interval(line.get<std::string>("checkpoint-activations"));
+  }
   config.format = artifact_format(line);
   config.max_shard_bytes = max_shard_bytes(line);
   return config;
+}
+
+/// When the run has to be done, and when it is ended whatever it is doing.
+struct TimeLimits {
+  std::optional<std::chrono::steady_clock::time_point> finish_by;
+  std::optional<std::chrono::steady_clock::time_point> deadline;
+};
+
+/// The wall clock is read once, at the start: it may jump later.
+TimeLimits time_limits(const CommandLine& line) {
+  const char* variable = std::getenv("SLURM_JOB_END_TIME");
+  std::int64_t end = 0;
+  if (line.has("job-end")) {
+    end = line.get<std::int64_t>("job-end");
+  } else if (variable == nullptr ||
+             std::from_chars(variable, variable + std::strlen(variable), end).ec != std::errc()) {
+    if (line.has("time-margin")) {
+      refuse("--time-margin: the job's end is not known; give it with --job-end (outside of SLURM)");
+    }
+    return {};
+  }
+  const std::chrono::duration<double> now = std::chrono::system_clock::now().time_since_epoch();
+  const double left = static_cast<double>(end) - now.count();
+  constexpr double usual_margin = 60;
+  const double margin = line.has("time-margin") ? line.get<double>("time-margin") : std::min(usual_margin, left / 10);
+  if (!(left > 0)) {
+    refuse(fmt::format("the job's end ({}, from {}) has passed; give the time that it really ends with --job-end", end,
+                       line.has("job-end") ? "--job-end" : "$SLURM_JOB_END_TIME"));
+  }
+  if (!(margin >= 0 && margin < left)) {
+    refuse(
+        fmt::format("--time-margin {}: expected less than the {} that the job has left", margin, human_seconds(left)));
+  }
+  const auto after = [start = std::chrono::steady_clock::now()](double seconds) {
+    return start +
+           std::chrono::duration_cast<std::chrono::steady_clock::duration>(std::chrono::duration<double>(seconds));
+  };
+  return {.finish_by = after(left - margin), .deadline = after(left - margin / 2)};
+}
+
+/// On a terminal `--restart fresh` has the folder's name typed in: what it discards may have taken days.
+void confirm_discarding(const pipeline::QuantizeConfig& config) {
+  if (config.restart != pipeline::RestartMode::fresh || isatty(STDIN_FILENO) == 0 || launcher_rank() != 0 ||
+      !std::filesystem::exists(config.work)) {
+    return;
+  }
+  auto folder = std::filesystem::absolute(config.work).lexically_normal();
+  if (!folder.has_filename()) {
+    folder = folder.parent_path();
+  }
+  fmt::print(stderr, "--restart fresh discards the finished blocks in {}\ntype the folder's name ({}) to go on: ",
+             folder.string(), folder.filename().string());
+  std::string answer;
+  std::getline(std::cin, answer);
+  if (answer != folder.filename().string()) {
+    refuse(fmt::format("--restart fresh: \"{}\" is not the folder's name; nothing was discarded", answer));
+  }
+}
+
+/// What ends MPI in order and becomes the exit code.
+Error stopped_error(const pipeline::QuantizeSummary& summary, bool merge) {
+  const auto done = summary.blocks_found + summary.blocks_computed;
+  const std::string state = done == summary.blocks
+                                ? fmt::format("all blocks are finished{}", merge ? ", the merge is left" : "")
+                                : fmt::format("{} of {} blocks are finished", done, summary.blocks);
+  return Error(
+      summary.blocks_computed > 0 ? ErrorKind::stopped : ErrorKind::no_gain,
+      fmt::format("stopped by {}: {}; {}", *summary.stopped, comm::describe_saved(summary.blocks_computed), state));
 }
 
 void print_summary(const pipeline::QuantizeSummary& summary, const pipeline::QuantizeConfig& config) {
@@ -302,6 +414,7 @@ int quantize_command(const Arguments& arguments) {
   CommandLine line("quantize", usage);
   line.add(model_options());
   line.add(artifact_options());
+  line.add(restart_options());
   line.add(quantizer_options());
   line.add(layer_options());
   line.add(expert_options());
@@ -309,8 +422,12 @@ int quantize_command(const Arguments& arguments) {
   if (!line.parse(arguments)) {
     return 0;
   }
-  const auto config = quantize_config(line);
-  return run_session(line, [&](comm::World& world, Backend& backend) {
+  auto config = quantize_config(line);
+  const auto limits = time_limits(line);
+  config.finish_by = limits.finish_by;
+  confirm_discarding(config);
+  const auto body = [&](comm::World& world, Backend& backend) {
+    fault_point("start");
     const auto observer = console_observer();
     if (world.rank() == 0 && !config.calibration.sources.empty() && !line.has("calibration") &&
         config.spec.method != gptq::Method::rtn) {
@@ -319,10 +436,14 @@ int quantize_command(const Arguments& arguments) {
           "FILE) gives better results");
     }
     const auto summary = pipeline::run_quantize(world, backend, config, observer);
+    if (summary.stopped) {
+      throw stopped_error(summary, config.merge);
+    }
     if (world.rank() == 0) {
       print_summary(summary, config);
     }
-  });
+  };
+  return run_session(line, body, {.on_signals = true, .deadline = limits.deadline});
 }
 
 }  // namespace gptqd::jobs

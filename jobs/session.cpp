@@ -4,6 +4,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
+#include <span>
+#include <thread>
+#include <vector>
 
 #include "jobs/console.hpp"
 
@@ -13,18 +17,34 @@ namespace po = boost::program_options;
 
 namespace {
 
-/// Threads of one rank: its share of the node, or what the launcher bound it to.
-int thread_count(const comm::World& world, int asked) {
+constexpr std::chrono::milliseconds time_for_others_to_end{500};
+
+/// Threads of one rank: its share of the CPUs that it may run on, which launchers leave to all ranks of a node (mpirun
+/// --bind-to none; srun in a cgroup) or divide among them. Collective.
+int thread_count(comm::World& world, int asked) {
   if (asked > 0) {
     return asked;
   }
-  const int allowed = allowed_cpus();
-  const int online = static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
-  if (allowed < online && allowed < online / world.local_size() && world.rank() == 0) {
-    note(fmt::format("the launcher lets each rank use {} of {} CPUs; mpirun --bind-to none gives it {}", allowed,
-                     online, online / world.local_size()));
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof(set), &set) != 0) {
+    return 1;
   }
-  return allowed < online ? allowed : std::max(1, online / world.local_size());
+  auto own = std::as_bytes(std::span(&set, 1));
+  const auto host = std::as_bytes(std::span(world.host_name()));
+  std::vector<std::byte> place(own.begin(), own.end());
+  place.insert(place.end(), host.begin(), host.end());
+  const auto places = world.group().all_gather_bytes(place, "CPUs of the ranks");
+  const auto sharing = static_cast<int>(std::count(places.begin(), places.end(), place));
+  const int threads = std::max(1, CPU_COUNT(&set) / sharing);
+  const int online = static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
+  if (threads < online / world.local_size() && world.rank() == 0) {
+    note(
+        fmt::format("the launcher lets each rank use {} of {} CPUs; mpirun --bind-to none, srun --cpus-per-task={} and "
+                    "the like give it more",
+                    threads, online, online / world.local_size()));
+  }
+  return threads;
 }
 
 /// The GPUs that this rank sees, in turn over the ranks of the node: all of them, or those that its launcher left it
@@ -55,7 +75,8 @@ po::options_description machine_options() {
   return options;
 }
 
-int run_session(const CommandLine& line, const std::function<void(comm::World& world, Backend& backend)>& body) {
+int run_session(const CommandLine& line, const std::function<void(comm::World& world, Backend& backend)>& body,
+                const StopOptions& stop) {
   const int asked = line.get<int>("threads");
   if (asked < 0 || asked > 4096) {
     throw Error(ErrorKind::usage, fmt::format("--threads {}: expected 0 (automatic) to 4096", asked));
@@ -64,7 +85,9 @@ int run_session(const CommandLine& line, const std::function<void(comm::World& w
   if (device != "auto" && device != "cpu" && device != "cuda") {
     throw Error(ErrorKind::usage, fmt::format("--device {}: expected auto, cpu or cuda", device));
   }
-  const auto world = comm::World::start({.stall_seconds = line.get<double>("stall-seconds")});
+  const auto world = comm::World::start({.stall_seconds = line.get<double>("stall-seconds"),
+                                         .stop_on_signals = stop.on_signals,
+                                         .deadline = stop.deadline});
   try {
     const bool on_gpu = device == "cuda" || (device == "auto" && every_rank_has_gpus(*world));
     const auto backend =
@@ -72,7 +95,19 @@ int run_session(const CommandLine& line, const std::function<void(comm::World& w
                : make_cpu_backend({.threads = thread_count(*world, asked), .progress = &world->progress()});
     body(*world, *backend);
   } catch (const Error& error) {
-    world->fail(error);
+    if (error.kind() != ErrorKind::stopped && error.kind() != ErrorKind::no_gain) {
+      world->fail(error);
+    }
+    const bool speaks = world->rank() == 0;
+    world->finish();
+    if (!speaks) {
+      return 0;
+    }
+    fmt::print(stderr, "gptq-dist: {}\n", error.one_line());
+    // A launcher may kill the other ranks at the first exit code but 0 (srun -K, mpirun), and srun would report that
+    // death instead of this code: one rank brings it, when the others have ended.
+    std::this_thread::sleep_for(time_for_others_to_end);
+    return exit_code(error.kind());
   } catch (const std::bad_alloc&) {
     world->fail(
         Error(ErrorKind::internal, "out of memory; use more ranks, fewer --samples, or a machine with more memory"));

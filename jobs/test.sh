@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # The whole test suite, as CI runs it: installs what is missing, builds everything with warnings as errors, fuzzes the
-# readers of untrusted files, compiles the CUDA code where nvcc is, and runs the tests. Ends with
-# ctest's summary; anything that fails gives an exit status other than 0.
+# readers of untrusted files, compiles the CUDA code where nvcc is, runs the tests, kills runs, and starts a SLURM and three
+# hosts where it is root. Anything that fails gives an exit status other than 0.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-fuzzers=(artifact_folder safetensors_header config_json corpus npy_header pickle tokenizer_json)
+fuzzers=(artifact_folder safetensors_header config_json corpus npy_header pickle shard_file tokenizer_json work_folder)
 
 fuzz() { # TARGET SECONDS, its seeds in tests/fuzz/seeds/TARGET
   local corpus=build/fuzz/inputs/$1 log=build/fuzz/$1.log
@@ -29,12 +29,22 @@ build cpu -DGPTQD_WERROR=ON -DGPTQD_TESTS=ON all gptqd_benchmarks
 say "fuzzing"
 probe='extern "C" int LLVMFuzzerTestOneInput(const unsigned char*, unsigned long) { return 0; }'
 if clang++ -fsanitize=fuzzer,address,undefined -x c++ - -o build/has_fuzzer <<<"$probe" 2>/dev/null; then
-  build fuzz -DGPTQD_WERROR=ON "${fuzzers[@]}"
+  build fuzz -DGPTQD_WERROR=ON "${fuzzers[@]}" shard_image
   export -f fuzz
-  # The reader of weights a minute, the others a third of one.
   for fuzzer in "${fuzzers[@]}"; do
-    echo "$fuzzer $([[ $fuzzer == safetensors_header ]] && echo 60 || echo 20)"
+    case $fuzzer in
+      safetensors_header) seconds=60 ;; # what people download
+      shard_file | work_folder) seconds=10 ;;
+      *) seconds=20 ;;
+    esac
+    echo "$fuzzer $seconds"
   done | xargs -P "$(nproc)" -L 1 bash -c 'set -euo pipefail; fuzz "$@"' fuzz
+  if ! result=$(build/fuzz/shard_image 10000 2>build/fuzz/shard_image.log); then
+    tail -n 60 build/fuzz/shard_image.log >&2
+    echo "shard_image: $result" >&2
+    exit 1
+  fi
+  echo "shard_image: $result"
 else
   echo "skipped: no clang++ with libFuzzer here"
 fi
@@ -50,3 +60,12 @@ say "tests"
 # Left out: the published code's other configurations, six minutes (ctest --preset cpu -R Other/), and other programs
 # that load our artifacts, twelve where they are installed (ctest --preset cpu -L interop).
 ctest --preset cpu --output-on-failure -j "$(nproc)" -E '\.Other/|^interop$'
+
+say "kills"
+jobs/bench/soak.sh 20
+
+say "three hosts"
+jobs/test-cluster.sh
+
+say "SLURM"
+jobs/test-slurm.sh

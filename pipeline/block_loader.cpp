@@ -67,6 +67,13 @@ void BlockLoader::bring(std::int64_t block, Ahead own, const std::string& layout
   coming_ = std::move(coming);
 }
 
+void BlockLoader::give_up() {
+  if (coming_) {
+    coming_->pending.wait();
+    coming_.reset();
+  }
+}
+
 BlockWeights BlockLoader::load(std::int64_t block) {
   if (!coming_ || coming_->block != block) {
     const int owner = owner_(block);

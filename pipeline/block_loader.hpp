@@ -41,6 +41,8 @@ class BlockLoader {
   /// The block's weights on every rank of the stage. Collective. Blocks may come in any order.
   /// @throws Error on every rank when the owner could not read it
   BlockWeights load(std::int64_t block);
+  /// Waits for what is on its way, and drops it: no further block is asked for. Collective.
+  void give_up();
 
  private:
   BlockLoaderContext context_;

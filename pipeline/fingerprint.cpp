@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "io/checksum.hpp"
 
 namespace gptqd::pipeline {
@@ -34,6 +36,11 @@ std::vector<std::string> fingerprint_differences(const nlohmann::json& there, co
     }
   }
   return differences;
+}
+
+bool only_environment_differs(const std::vector<std::string>& differences) {
+  return std::all_of(differences.begin(), differences.end(),
+                     [](const std::string& line) { return line.starts_with("environment."); });
 }
 
 std::filesystem::path fingerprint_path(const std::filesystem::path& work) { return work / "run.json"; }

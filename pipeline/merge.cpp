@@ -19,16 +19,16 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-bool is_filled(const std::filesystem::path& path) {
-  return std::filesystem::exists(path) && !(std::filesystem::is_directory(path) && std::filesystem::is_empty(path));
-}
-
 void add_model_card(const std::string& card, const io::AtomicFolder& folder, io::ArtifactSummary& summary) {
   summary.files.push_back(io::write_text_file(folder.path() / model_card_file, card));
   summary.bytes += summary.files.back().bytes;
 }
 
 }  // namespace
+
+bool is_filled(const std::filesystem::path& path) {
+  return std::filesystem::exists(path) && !(std::filesystem::is_directory(path) && std::filesystem::is_empty(path));
+}
 
 bool artifact_is_complete(const MergeOptions& options, const nlohmann::json& fingerprint) {
   if (!is_filled(options.out)) {

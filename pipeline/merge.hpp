@@ -18,6 +18,9 @@ struct MergeOptions {
   std::int64_t max_shard_bytes = 4'000'000'000;
 };
 
+/// Whether there is anything but an empty folder.
+bool is_filled(const std::filesystem::path& path);
+
 /// True when `out` holds this run's artifact in this format already; false when nothing is there.
 /// @param fingerprint  of the run
 /// @throws Error (usage) when it holds anything else

@@ -11,8 +11,12 @@
 
 #include "comm/process_grid.hpp"
 #include "io/atomic_file.hpp"
+#include "io/folder_lock.hpp"
 #include "io/json_file.hpp"
 #include "kernels/available_memory.hpp"
+#include "kernels/base/fault_point.hpp"
+#include "kernels/base/human_seconds.hpp"
+#include "pipeline/activation_checkpoint.hpp"
 #include "pipeline/artifact.hpp"
 #include "pipeline/block_loader.hpp"
 #include "pipeline/block_quantizer.hpp"
@@ -20,6 +24,7 @@
 #include "pipeline/fingerprint.hpp"
 #include "pipeline/merge.hpp"
 #include "pipeline/report.hpp"
+#include "pipeline/same_run.hpp"
 #include "pipeline/source.hpp"
 #include "pipeline/synthetic.hpp"
 #include "pipeline/work_folder.hpp"
@@ -89,44 +94,138 @@ MergeOptions merge_options(const QuantizeConfig& config) {
   return {.out = config.out, .format = config.format, .max_shard_bytes = config.max_shard_bytes};
 }
 
+/// What was found, what is made again, and how long that takes as far as the shards tell.
+void describe_restart(const WorkState& work, std::int64_t first, bool with_replay, const RunObserver& observer) {
+  for (const auto block : work.blocks_that_are(io::ShardStatus::damaged)) {
+    observer.note(fmt::format("block {}: the shard is damaged and will be made again: {}", block,
+                              work.blocks[static_cast<std::size_t>(block)].reason));
+  }
+  const auto valid = work.blocks_that_are(io::ShardStatus::valid);
+  if (valid.empty()) {
+    return;
+  }
+  if (first > 0) {
+    observer.note(fmt::format("going on from the snapshot of the hidden states behind block {}", first - 1));
+  }
+  const auto total = std::ssize(work.blocks);
+  const auto missing = total - std::ssize(valid);
+  std::string plan = fmt::format("found {} of {} blocks finished ({})", valid.size(), total, describe_numbers(valid));
+  if (missing == 0) {
+    observer.note(plan + "; the merge is left");
+    return;
+  }
+  plan += fmt::format("; computing the other {}", missing);
+  if (with_replay && work.to_replay(first) > 0) {
+    plan += fmt::format(", replaying {}{}", work.to_replay(first),
+                        work.replay_seconds
+                            ? fmt::format(" (about {})", human_seconds(*work.replay_seconds *
+                                                                       static_cast<double>(work.to_replay(first))))
+                            : "");
+  }
+  if (const auto seconds = work.estimated_seconds(first, with_replay)) {
+    plan += fmt::format("; about {} in all, if blocks take as long as before", human_seconds(*seconds));
+  }
+  observer.note(plan);
+}
+
 /// What rank 0 found on disk, for all ranks.
 struct Found {
+  std::unique_ptr<io::FolderLock> lock;  ///< of rank 0
   nlohmann::json fingerprint;
+  WorkState work;                   ///< at rank 0
   std::vector<std::uint8_t> valid;  ///< a flag a block
+  std::int64_t first = 0;           ///< blocks before this one need not be gone through: a snapshot stands for them
   bool complete = false;            ///< OUT is there
 };
 
-Found look_at_disk(comm::World& world, const QuantizeConfig& config, const Source& source, const nlohmann::json& wanted,
-                   const RunObserver& observer) {
+/// Makes the work folder where it is missing and takes its lock.
+std::unique_ptr<io::FolderLock> lock_work_folder(comm::World& world, const std::filesystem::path& work,
+                                                 const RunObserver& observer) {
+  std::error_code error;
+  std::filesystem::create_directories(work, error);
+  if (error) {
+    throw Error(
+        ErrorKind::io,
+        fmt::format("cannot make the work folder {}: {}; choose another --work (or --out, beside which it lies)",
+                    work.string(), error.message()));
+  }
+  auto lock = std::make_unique<io::FolderLock>(
+      lock_path(work), [&world] { return world.activity(); }, [&world](const Error& lost) { world.fail(lost); });
+  if (lock->taken_over()) {
+    const auto& holder = lock->taken_over()->holder;
+    observer.note(fmt::format("the run before did not end in order{}; its lock was taken over",
+                              holder ? ": " + holder->describe() : ""));
+  }
+  return lock;
+}
+
+/// Rank 0's part of look_at_disk.
+Found open_work(comm::World& world, const QuantizeConfig& config, const Source& source, const nlohmann::json& wanted,
+                const RunObserver& observer) {
+  const auto step = world.long_host_step("looking at the work folder");
+  Found found;
+  require_writable(config.out, "--out");
+  if (config.report) {
+    require_writable(*config.report, "--report");
+  }
+  const RunRecord own{
+      .fingerprint = wanted,
+      .facts = {{"model", std::filesystem::absolute(config.model).string()}, {"blocks", source.model.blocks.size()}}};
+  const bool is_known = std::filesystem::exists(fingerprint_path(config.work));
+  const bool fresh = config.restart == RestartMode::fresh;
+  if (fresh && is_filled(config.out)) {
+    throw Error(ErrorKind::usage,
+                fmt::format("--restart fresh: {} exists; remove it, or choose another --out", config.out.string()));
+  }
+  if (!is_known) {
+    artifact_is_complete(merge_options(config), wanted);  // refuses what is in the way before a work folder is made
+  } else if (!fresh) {
+    found.fingerprint = open_work_folder(config.work, own, config.allow_mixed, observer.note).fingerprint;
+    found.complete = artifact_is_complete(merge_options(config), found.fingerprint);
+    if (found.complete) {
+      found.valid.assign(source.model.blocks.size(), 1);
+      return found;
+    }
+  }
+  found.lock = lock_work_folder(world, config.work, observer);
+  if (fresh && is_known) {
+    discard_work(config.work);
+    write_run_record(config.work, own);
+    observer.note(fmt::format("--restart fresh: what {} held is discarded", config.work.string()));
+  }
+  if (!is_known || fresh) {
+    found.fingerprint = open_work_folder(config.work, own, config.allow_mixed, observer.note).fingerprint;
+    found.complete = artifact_is_complete(merge_options(config), found.fingerprint);
+  }
+  const io::ShardStore store(config.work);
+  store.remove_stale_temporaries();
+  found.work = look_at_work(store, std::ssize(source.model.blocks), true);
+  for (const auto& state : found.work.blocks) {
+    found.valid.push_back(state.status == io::ShardStatus::valid ? 1 : 0);
+  }
+  return found;
+}
+
+Found look_at_disk(comm::World& world, const QuantizeConfig& config, const Source& source, const Plan& plan,
+                   const nlohmann::json& wanted, const RunObserver& observer) {
   Found found;
   if (world.rank() == 0) {
-    const auto step = world.long_host_step("looking at the work folder");
-    require_writable(config.out, "--out");
-    if (config.report) {
-      require_writable(*config.report, "--report");
-    }
-    if (!std::filesystem::exists(fingerprint_path(config.work))) {
-      artifact_is_complete(merge_options(config), wanted);  // refuses what is in the way before a work folder is made
-    }
-    const RunRecord record = open_work_folder(
-        config.work, {.fingerprint = wanted, .facts = {{"model", std::filesystem::absolute(config.model).string()}}},
-        config.allow_mixed, observer.note);
-    found.fingerprint = record.fingerprint;
-    const io::ShardStore store(config.work);
-    store.remove_stale_temporaries();
-    found.complete = artifact_is_complete(merge_options(config), found.fingerprint);
-    for (std::int64_t block = 0; block < std::ssize(source.model.blocks); ++block) {
-      const auto state = store.state(block);
-      found.valid.push_back(state.status == io::ShardStatus::valid ? 1 : 0);
-      if (state.status == io::ShardStatus::damaged) {
-        observer.note(fmt::format("block {}: the shard is damaged and will be made again: {}", block, state.reason));
-      }
-    }
+    found = open_work(world, config, source, wanted, observer);
   }
   found.fingerprint = nlohmann::json::parse(world.group().broadcast_string(found.fingerprint.dump(), 0, "fingerprint"));
   found.valid.resize(source.model.blocks.size());
   world.group().broadcast(std::as_writable_bytes(std::span(found.valid)), 0, "finished blocks");
   found.complete = world.group().broadcast_value<std::uint8_t>(found.complete ? 1 : 0, 0, "state of the output") != 0;
+  if (!found.complete) {
+    const bool calibrated = needs_calibration(config.spec);
+    if (calibrated) {
+      const auto snapshot = choose_snapshot(world, io::SnapshotStore(config.work), plan, found.work, observer.note);
+      found.first = snapshot ? *snapshot + 1 : 0;
+    }
+    if (world.rank() == 0) {
+      describe_restart(found.work, found.first, calibrated, observer);
+    }
+  }
   return found;
 }
 
@@ -175,44 +274,73 @@ class StageRun {
              .model = source.model,
              .tensors = *source.tensors},
             [this](std::int64_t block) { return finished_block(block); },
-            [this](std::int64_t block) { return plan_.owner_of(block); }) {
+            [this](std::int64_t block) { return plan_.owner_of(block); }),
+        checkpoint_({.world = world,
+                     .backend = backend,
+                     .stream = *stream_,
+                     .group = grid_.replicas_group(),
+                     .plan = plan,
+                     .replica = grid_.replica(),
+                     .fingerprint = hash_,
+                     .hidden = source.model.hidden},
+                    io::SnapshotStore(config.work), found.first > 0 ? std::optional(found.first - 1) : std::nullopt) {
     const auto missing = std::find(found.valid.rbegin(), found.valid.rend(), 0);
     const auto behind_last_missing = std::distance(missing, found.valid.rend());
     const auto own = plan.stage_blocks(grid_.stage());
-    blocks_ = {.first = own.first, .count = std::clamp<std::int64_t>(behind_last_missing - own.first, 0, own.count)};
-    hand_on_ = behind_last_missing > own.end();
+    const auto first = std::clamp(found.first, own.first, own.end());
+    end_ = behind_last_missing;
+    blocks_ = {.first = first, .count = std::clamp<std::int64_t>(end_ - first, 0, own.end() - first)};
+    hand_on_ = end_ > own.end() && found.first < own.end();
+    begins_from_snapshot_ = found.first > 0 && found.first >= own.first && found.first < own.end();
   }
 
   void run(const std::optional<io::TokenWindows>& windows) {
-    prefetch_after(blocks_.first - 1);
-    if (windows) {
-      start(*windows);
-    }
-    const bool hands_on_first = hand_on_ && config_.propagation == Propagation::unquantized;
-    if (windows && hands_on_first) {
-      hand_on_unquantized();
-    }
-    mark_ = Clock::now();
-    for (std::int64_t block = blocks_.first; block < blocks_.end(); ++block) {
-      with_context(fmt::format("working on block {}", block), [&] { run_block(block); });
+    try {
+      prefetch_after(blocks_.first - 1);
+      if (windows) {
+        start(*windows);
+      }
+      if (windows && hand_on_ && config_.propagation == Propagation::unquantized) {
+        hand_on_unquantized();
+      }
+      mark_ = Clock::now();
+      for (std::int64_t block = blocks_.first; block < blocks_.end(); ++block) {
+        with_context(fmt::format("working on block {}", block), [&] { run_block(block); });
+      }
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::stopped) {
+        throw;
+      }
+      stopped_ = true;  // on all ranks of the stage, at the same place
+      loader_.give_up();
     }
     finish_writing();
-    if (windows && hand_on_ && !hands_on_first) {
+    checkpoint_.finish();
+    if (windows && hand_on_ && !handed_on_) {
       hand_on();
     }
   }
 
+  /// Asked to before all its blocks were done.
+  bool stopped() const { return stopped_; }
   std::int64_t blocks_computed() const { return computed_; }
   /// One object a computed block: what this rank spent its seconds on.
   const nlohmann::json& seconds() const { return seconds_; }
   double flops() const { return flops_; }
 
  private:
+  static constexpr std::string_view whether_to_go_on = "whether the run goes on";
+
   bool is_leader() const { return grid_.replica() == 0; }
   bool is_found(std::int64_t block) const { return found_.valid[static_cast<std::size_t>(block)] != 0; }
 
   void start(const io::TokenWindows& windows) {
     if (blocks_.count == 0 && !hand_on_) {
+      return;
+    }
+    if (begins_from_snapshot_) {
+      world_.set_activity(fmt::format("reading the hidden states behind block {}", found_.first - 1));
+      checkpoint_.load(found_.first - 1, quantizer_.hidden());
       return;
     }
     if (grid_.stage() == 0) {
@@ -222,6 +350,11 @@ class StageRun {
     }
     const auto hidden = quantizer_.hidden();
     world_.set_activity("waiting for the hidden states of the stage before");
+    std::byte goes_on{};
+    world_.group().receive(std::span(&goes_on, 1), grid_.previous_stage_rank(), whether_to_go_on);
+    if (goes_on == std::byte{0}) {
+      throw Error(ErrorKind::stopped, "the stage before has stopped");
+    }
     world_communicator_->receive(*stream_, hidden.data, hidden.bytes(), grid_.previous_stage_rank(), "hidden states")
         .wait();
   }
@@ -229,8 +362,34 @@ class StageRun {
   void hand_on() {
     const auto hidden = quantizer_.hidden();
     world_.set_activity("handing hidden states to the next stage");
-    world_communicator_->send(*stream_, hidden.data, hidden.bytes(), grid_.next_stage_rank(), "hidden states").wait();
-    stream_->synchronize();
+    const int next = grid_.next_stage_rank();
+    const std::byte goes_on{static_cast<unsigned char>(stopped_ ? 0 : 1)};
+    handed_on_ = true;
+    world_.group().send(std::span(&goes_on, 1), next, whether_to_go_on);
+    if (!stopped_) {
+      world_communicator_->send(*stream_, hidden.data, hidden.bytes(), next, "hidden states").wait();
+      stream_->synchronize();
+    }
+  }
+
+  /// A boundary: the stage's ranks agree on whether one of them has been asked to stop. Collective.
+  /// @throws Error (stopped) on all of them
+  void stop_if_asked() {
+    const int asked = world_.stop_requested() ? 1 : 0;
+    if (grid_.replicas_group().all_max(asked, "whether to stop") != 0) {
+      throw Error(ErrorKind::stopped, "asked to stop");
+    }
+  }
+
+  /// Before a block that is to be computed: would it be finished in time, at the pace so far?
+  void stop_before_the_end() {
+    if (!is_leader() || !config_.finish_by || computed_seconds_.empty()) {
+      return;
+    }
+    const std::chrono::duration<double> longest(*std::max_element(computed_seconds_.begin(), computed_seconds_.end()));
+    if (Clock::now() + longest > *config_.finish_by) {
+      world_.request_stop("the job's end, before which the next block would not be finished");
+    }
   }
 
   /// Float activations wait for no quantization: the next stage gets its own before this one begins to quantize, at the
@@ -240,6 +399,7 @@ class StageRun {
     const Buffer kept = backend_.allocate(hidden.bytes());
     backend_.copy(*stream_, kept.data(), hidden.data, hidden.bytes());
     for (std::int64_t block = blocks_.first; block < blocks_.end(); ++block) {
+      stop_if_asked();
       world_.set_activity(fmt::format("block {}, running ahead for the next stage", block));
       const auto weights = loader_.load(block);
       prefetch_after(block);
@@ -281,27 +441,40 @@ class StageRun {
     if (is_skipped(block)) {
       return;
     }
+    if (!is_found(block)) {
+      stop_before_the_end();
+    }
+    stop_if_asked();
     const auto start = Clock::now();
     const double idle = stream_->idle_seconds();
     const auto transfers = communicator_->totals();
     const auto& spec = source_.model.blocks[static_cast<std::size_t>(block)];
     world_.set_activity(fmt::format("block {}, loading", block));
+    fault_point("block.load");
     auto weights = loader_.load(block);
     prefetch_after(block);
     const double loading = seconds_since(start);
     if (is_found(block)) {
       world_.set_activity(fmt::format("block {}, replaying", block));
+      fault_point("block.replay");
       quantizer_.replay(spec, weights);
+      save_snapshot(block);
       report(block, start, std::nullopt);
       return;
     }
     auto result = quantizer_.quantize(
-        spec, weights, [&](Phase phase) { world_.set_activity(fmt::format("block {}, {}", block, name_of(phase))); },
+        spec, weights,
+        [&](Phase phase) {
+          world_.set_activity(fmt::format("block {}, {}", block, name_of(phase)));
+          fault_point("phase");
+          stop_if_asked();
+        },
         [&] {
           if (block + 1 < blocks_.end() && !is_skipped(block + 1)) {
             loader_.start(block + 1);
           }
         });
+    fault_point("block.done");
     auto seconds = result.seconds.to_json();
     LayerTable table;
     for (const auto& linear : result.linears) {
@@ -317,6 +490,7 @@ class StageRun {
     } else if (writing_.valid() && writing_.wait_for(std::chrono::seconds(0)) == std::future_status::ready) {
       finish_writing();  // to hear of its failure
     }
+    save_snapshot(block);
     ++computed_;
     flops_ += model_flops(spec, plan_.tokens());
     add_seconds(block, std::move(seconds), loading, seconds_since(before_writing), idle, transfers);
@@ -335,6 +509,14 @@ class StageRun {
     parts["transfers"] = transfers.seconds - before.seconds;
     parts["transfer_bytes"] = transfers.bytes - before.bytes;
     seconds_.push_back(std::move(parts));
+  }
+
+  /// The hidden states are worth keeping where a block behind this one is still to be computed.
+  void save_snapshot(std::int64_t block) {
+    if (config_.snapshot_every > 0 && (block + 1) % config_.snapshot_every == 0 && block + 1 < end_ &&
+        needs_calibration(spec_)) {
+      checkpoint_.save(block, quantizer_.hidden());
+    }
   }
 
   /// Fetches the block's codes and writes them, beside the next block's work.
@@ -363,6 +545,7 @@ class StageRun {
         world_.progress().tick();
       }
       store_.write(shard);
+      world_.count_saved();
       world_.progress().tick();
     });
   }
@@ -429,9 +612,14 @@ class StageRun {
   gptq::Team team_;
   BlockQuantizer quantizer_;
   BlockLoader loader_;
+  ActivationCheckpoint checkpoint_;
   IndexRange blocks_;     ///< this stage's, up to the last missing one
+  std::int64_t end_ = 0;  ///< behind the last missing block of all stages
   bool hand_on_ = false;  ///< a later stage has something to do
+  bool begins_from_snapshot_ = false;
   std::future<void> writing_;
+  bool stopped_ = false;
+  bool handed_on_ = false;
   std::int64_t computed_ = 0;
   double flops_ = 0;
   nlohmann::json seconds_ = nlohmann::json::array();
@@ -440,6 +628,14 @@ class StageRun {
   std::vector<double> computed_seconds_;
   std::vector<double> replayed_seconds_;
 };
+
+/// By what the job was asked to stop, on every rank: the one that got the signal may know alone. Collective.
+std::string cause_of_stop(comm::World& world) {
+  const std::string own = world.stop_cause();
+  const auto causes = world.group().all_gather_bytes(std::as_bytes(std::span(own)), "why the job stops");
+  const auto known = std::find_if(causes.begin(), causes.end(), [](const auto& cause) { return !cause.empty(); });
+  return known == causes.end() ? "" : std::string(reinterpret_cast<const char*>(known->data()), known->size());
+}
 
 /// A synthetic model has no tokenizer: without token files its tokens are generated.
 io::TokenWindows calibration(comm::World& world, const ModelSpec& model, const QuantizeConfig& config) {
@@ -550,24 +746,22 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
     }
   }
   const auto wanted = make_fingerprint(source, plan, config, layers, windows, backend);
+  require_same_run(world, wanted, config.allow_mixed, observer.note);
   if (config.merge) {
     require_format(wanted, source, merge_options(config));
   }
-  const Found found = look_at_disk(world, config, source, wanted, observer);
+  const Found found = look_at_disk(world, config, source, plan, wanted, observer);
   QuantizeSummary summary{.out = config.out,
                           .source_bytes = total_bytes(*source.tensors),
-                          .blocks_found = std::count(found.valid.begin(), found.valid.end(), 1)};
+                          .blocks_found = std::count(found.valid.begin(), found.valid.end(), 1),
+                          .blocks = plan.blocks};
   if (found.complete) {
     summary.already_complete = true;
     return summary;
   }
-  if (world.rank() == 0 && summary.blocks_found > 0) {
-    observer.note(
-        fmt::format("found {} of {} blocks finished; going on with the rest", summary.blocks_found, plan.blocks));
-  }
-
   const auto blocks_start = Clock::now();
   double flops = 0;
+  bool stopped = false;
   std::string rank_seconds;
   {
     StageRun stage(world, backend, config, layers, source, plan, found, observer);
@@ -576,7 +770,13 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
                                                    "blocks computed");
     summary.blocks_computed = std::accumulate(computed.begin(), computed.end(), std::int64_t{0});
     flops = stage.flops();
+    // A stop that was asked for while the last block was computed comes before the merge, which may take long.
+    stopped = world.group().all_max(stage.stopped() || world.stop_requested() ? 1 : 0, "whether to stop") != 0;
     rank_seconds = stage.seconds().dump();
+  }
+  if (stopped) {
+    summary.stopped = cause_of_stop(world);
+    return summary;
   }
   const double blocks_seconds = seconds_since(blocks_start);
   const auto peaks = world.group().all_gather(backend.peak_bytes(), "peak memory");
@@ -586,6 +786,8 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
   if (world.rank() == 0) {
     const auto step = world.long_host_step("merging the shards");
     world.set_activity("merging the shards");
+    fault_point("merge");
+    discard_snapshots(config.work);  // every block is done
     LayerTable table;
     nlohmann::json files = nlohmann::json::array();
     const auto merge_start = Clock::now();

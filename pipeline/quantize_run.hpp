@@ -1,5 +1,6 @@
 #pragma once
 /// @file The quantize run: from a model folder and a text to shards and one artifact.
+#include <chrono>
 #include <filesystem>
 #include <functional>
 #include <optional>
@@ -15,6 +16,12 @@
 #include "pipeline/layer_specs.hpp"
 
 namespace gptqd::pipeline {
+
+/// What to do with what an earlier run has left in the work folder.
+enum class RestartMode {
+  go_on,  ///< finished blocks are kept
+  fresh,  ///< everything is made again
+};
 
 struct QuantizeConfig {
   std::filesystem::path model;  ///< folder of the source, or a synthetic model's name
@@ -36,6 +43,10 @@ struct QuantizeConfig {
   std::optional<io::ArtifactFormat> format;  ///< of the artifact; default: what most engines take
   std::int64_t max_shard_bytes = 4'000'000'000;
   bool merge = true;  ///< false: the run ends with its shards
+  RestartMode restart = RestartMode::go_on;
+  std::int64_t snapshot_every = 0;  ///< blocks between two snapshots of the hidden states; 0: none
+  /// The run stops by itself before a block that would not be finished by then.
+  std::optional<std::chrono::steady_clock::time_point> finish_by = std::nullopt;
 };
 
 /// How far a stage is; given to the observer after each block.
@@ -66,12 +77,18 @@ struct QuantizeSummary {
   std::int64_t blocks_found = 0;
   std::optional<double> loss_ratio = std::nullopt;
   bool already_complete = false;  ///< OUT was there, made by the same run
+  /// Why the run ended before its artifact; nothing when it did not. On every rank.
+  std::optional<std::string> stopped = std::nullopt;
+  std::int64_t blocks = 0;  ///< of the model
 };
 
 /// Collective over the world. Every rank passes the same config.
 ///
 /// Continues what `work` holds: blocks whose shards are complete are run forward from their packed codes, and the first
-/// missing one is computed. Ends with the artifact at `out`, complete, or with an Error and nothing at `out`.
+/// missing one is computed. Ends with the artifact at `out`, complete; or with an Error and nothing at `out`; or, asked
+/// to stop (see World), at the next boundary of phases: blocks that are complete are on disk, `stopped` says why.
+///
+/// Holds WORK/lock while it runs. @throws Error (usage) naming the holder when another run does
 QuantizeSummary run_quantize(comm::World& world, Backend& backend, const QuantizeConfig& config,
                              const RunObserver& observer);
 

@@ -5,12 +5,11 @@
 namespace gptqd::pipeline {
 
 void LayerTable::add(const io::BlockShard& shard) {
-  const auto seconds = shard.run.contains("linear_seconds") ? shard.run.at("linear_seconds") : nlohmann::json::object();
+  const auto seconds = io::object_of_run(shard.run, "linear_seconds");
   for (const auto& linear : shard.linears) {
     add(shard.block, linear.record, seconds.value(linear.name, nlohmann::json()));
   }
-  if (shard.run.contains("seconds")) {
-    auto parts = shard.run.at("seconds");
+  if (auto parts = io::object_of_run(shard.run, "seconds"); !parts.empty()) {
     parts["block"] = shard.block;
     block_seconds_.push_back(std::move(parts));
   }

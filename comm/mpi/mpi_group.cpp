@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "kernels/base/error.hpp"
+#include "kernels/base/fault_point.hpp"
 
 namespace gptqd::comm {
 
@@ -171,6 +172,7 @@ void MpiGroup::barrier(std::string_view what) {
   if (size() == 1) {
     return;
   }
+  fault_point("comm.collective");
   MPI_Request request = MPI_REQUEST_NULL;
   check_mpi(MPI_Ibarrier(comm_.get(), &request), what);
   comm::wait_until(*job_, fmt::format("{}, a barrier", what), Patience{}, [&] {
@@ -185,6 +187,7 @@ std::vector<std::int64_t> MpiGroup::all_gather(std::int64_t value, std::string_v
   if (size() == 1) {
     return values;
   }
+  fault_point("comm.collective");
   MPI_Request request = MPI_REQUEST_NULL;
   check_mpi(MPI_Iallgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, values.data(), 1, MPI_INT64_T, comm_.get(), &request),
             what);
@@ -198,6 +201,7 @@ std::vector<std::int64_t> MpiGroup::all_gather(std::int64_t value, std::string_v
 
 Request MpiGroup::isend(std::span<const std::byte> data, int peer, std::string_view what) {
   require_member(peer, what);
+  fault_point("comm.send");
   auto request = std::make_unique<MpiRequest>(job_, MpiRequest::Direction::send,
                                               fmt::format("{}, sent to rank {}", what, world_rank(peer)));
   request->start(data, max_message_bytes(), [&](std::span<const std::byte> piece, MPI_Request* started) {
@@ -209,6 +213,7 @@ Request MpiGroup::isend(std::span<const std::byte> data, int peer, std::string_v
 
 Request MpiGroup::ireceive(std::span<std::byte> data, int peer, std::string_view what) {
   require_member(peer, what);
+  fault_point("comm.receive");
   auto request = std::make_unique<MpiRequest>(job_, MpiRequest::Direction::receive,
                                               fmt::format("{}, received from rank {}", what, world_rank(peer)));
   request->start(data, max_message_bytes(), [&](std::span<std::byte> piece, MPI_Request* started) {
@@ -223,6 +228,7 @@ Request MpiGroup::ibroadcast(std::span<std::byte> data, int root, std::string_vi
   if (size() == 1 || data.empty()) {
     return {};
   }
+  fault_point("comm.collective");
   auto request = std::make_unique<MpiRequest>(job_, MpiRequest::Direction::collective,
                                               fmt::format("{}, broadcast by rank {}", what, world_rank(root)));
   request->start(data, max_message_bytes(), [&](std::span<std::byte> piece, MPI_Request* started) {

@@ -1,10 +1,13 @@
 #include <mpi.h>
 
+#include <algorithm>
+#include <array>
 #include <charconv>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <optional>
 
 #include "comm/job_state.hpp"
 #include "comm/mpi/mpi_group.hpp"
@@ -18,13 +21,48 @@ namespace {
 
 constexpr double shortest_stall_seconds = 0.5;
 
-int tasks_of_slurm_step() {
-  const char* text = std::getenv("SLURM_STEP_NUM_TASKS");
-  int tasks = 1;
-  if (text != nullptr) {
-    std::from_chars(text, text + std::strlen(text), tasks);
+/// The number in a variable of the environment, if there is one.
+std::optional<int> number_in(const char* variable) {
+  const char* text = std::getenv(variable);
+  int number = 0;
+  if (text == nullptr || std::from_chars(text, text + std::strlen(text), number).ec != std::errc()) {
+    return std::nullopt;
   }
-  return tasks;
+  return number;
+}
+
+/// A launcher that started several tasks which MPI does not bring together: each would run the whole job.
+void refuse_tasks_apart() {
+  const auto refuse = [](int tasks, std::string_view launcher, std::string_view fix) {
+    throw Error(ErrorKind::usage,
+                fmt::format("starting MPI: {} started {} tasks, but each of them sees a world of 1 rank and would run "
+                            "the whole job; {}",
+                            launcher, tasks, fix));
+  };
+  // Where Open MPI's own launcher speaks, it knows; its daemons may be tasks of SLURM.
+  if (const auto ranks = number_in("OMPI_COMM_WORLD_SIZE")) {
+    if (*ranks > 1) {
+      refuse(*ranks, "mpirun",
+             "it belongs to another Open MPI than the one this program was built with: `which mpirun` and `ldd "
+             "gptq-dist` have to name the same installation");
+    }
+    return;
+  }
+  if (const auto tasks = number_in("SLURM_STEP_NUM_TASKS").value_or(1); tasks > 1) {
+    refuse(tasks, "SLURM",
+           "start with `srun --mpi=pmix` (`srun --mpi=list` shows what this cluster has), or with mpirun");
+  }
+  if (const auto tasks = number_in("PMI_SIZE").value_or(1); tasks > 1) {
+    refuse(tasks, "the mpiexec of another MPI (MPICH, Intel MPI)",
+           "start with the mpirun of the Open MPI that this program was built with");
+  }
+}
+
+/// Nothing says to which MPI job this process belongs. Below srun, MPI_Init of Open MPI then ends the process with a
+/// text about building Open MPI anew.
+bool no_launcher_knows_mpi() {
+  constexpr std::array names{"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"};
+  return std::all_of(names.begin(), names.end(), [](const char* name) { return std::getenv(name) == nullptr; });
 }
 
 MPI_Comm duplicate_of_world() {
@@ -41,6 +79,9 @@ class Library {
     MPI_Initialized(&initialized);
     if (initialized != 0) {
       throw Error(ErrorKind::usage, "starting MPI: it can be started once in a process, and was");
+    }
+    if (no_launcher_knows_mpi()) {
+      refuse_tasks_apart();
     }
     int provided = MPI_THREAD_SINGLE;
     check_mpi(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &provided), "starting MPI");
@@ -71,12 +112,8 @@ class Library {
                   "starting MPI: this MPI library does not give MPI_THREAD_MULTIPLE, which the watchdog needs; use an "
                   "Open MPI built with thread support (4.1 and newer are)");
     }
-    if (const int tasks = tasks_of_slurm_step(); tasks > 1 && size == 1) {
-      throw Error(ErrorKind::usage,
-                  fmt::format("starting MPI: SLURM started {} tasks, but each of them sees a world of 1 rank and would "
-                              "run the whole job; start with `srun --mpi=pmix` (`srun --mpi=list` shows what this "
-                              "cluster has), or with mpirun",
-                              tasks));
+    if (size == 1) {
+      refuse_tasks_apart();
     }
   }
 };
@@ -86,8 +123,9 @@ class Library {
 class World::Impl {
  public:
   explicit Impl(const WorldOptions& options)
-      : job_(std::make_shared<JobState>()),
-        watchdog_(job_, duplicate_of_world(), options.stall_seconds),
+      : signals_(options.stop_on_signals ? std::make_unique<StopSignals>() : nullptr),
+        job_(std::make_shared<JobState>()),
+        watchdog_(job_, duplicate_of_world(), options.stall_seconds, options.deadline),
         group_(std::make_unique<MpiGroup>(job_, duplicate_of_world())) {
     MPI_Comm node = MPI_COMM_NULL;
     check_mpi(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, group_->rank(), MPI_INFO_NULL, &node),
@@ -101,6 +139,9 @@ class World::Impl {
     rank_ = group_->rank();
     size_ = group_->size();
     host_name_.assign(name, static_cast<std::size_t>(length));
+    if (signals_) {
+      signals_->listen_to_all();  // from here on the watchdog ends the job
+    }
   }
 
   void finish() {
@@ -122,6 +163,7 @@ class World::Impl {
                                                            known ? std::string() : in_parentheses(activity)));
   }
 
+  std::unique_ptr<StopSignals> signals_;
   Library library_;
   std::shared_ptr<JobState> job_;
   Watchdog watchdog_;
@@ -163,6 +205,13 @@ const std::string& World::host_name() const { return impl_->host_name_; }
 Group& World::group() { return *impl_->group_; }
 Progress& World::progress() { return impl_->job_->progress(); }
 void World::set_activity(std::string activity) { impl_->job_->set_activity(std::move(activity)); }
+std::string World::activity() const { return impl_->job_->activity(); }
+bool World::stop_requested() const { return impl_->job_->stop_request().level != StopLevel::none; }
+std::string World::stop_cause() const { return impl_->job_->stop_request().cause; }
+void World::request_stop(const std::string& cause) {
+  impl_->job_->ask_to_stop({.level = StopLevel::orderly, .cause = cause});
+}
+void World::count_saved() { impl_->job_->count_saved(); }
 LongHostStep World::long_host_step(std::string_view what) { return LongHostStep(impl_->job_, what); }
 void World::fail(const Error& error) { impl_->fail(error); }
 void World::finish() { impl_->finish(); }

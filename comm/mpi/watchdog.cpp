@@ -4,9 +4,11 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <type_traits>
 
 #include "comm/stall_judge.hpp"
+#include "comm/world.hpp"
 #include "kernels/base/error.hpp"
 
 namespace gptqd::comm {
@@ -17,6 +19,7 @@ using namespace std::chrono_literals;
 
 constexpr int tag_of_reports = 1;
 constexpr int tag_of_last_words = 2;
+constexpr int tag_of_end = 3;
 constexpr auto longest_period = 250ms;
 constexpr auto leaving_period = 1ms;
 /// What rank 0 gets to act on another rank's last words.
@@ -26,6 +29,14 @@ constexpr auto deputy_time = 500ms;
 /// Launchers forward stderr on their own time; what is in the pipe when the job is killed may be lost.
 constexpr auto flush_time = 100ms;
 constexpr auto give_up_time = 10s;
+/// How often a rank looks for signals.
+constexpr auto signal_period = 50ms;
+/// How long rank 0 listens for the other ranks before it stops the job at once: a rank that died is silent by then. A
+/// launcher that sends SIGTERM sends SIGKILL a second later.
+constexpr auto roll_call_time = 350ms;
+/// What rank 0 gets to stop the job at once before rank 1 does, when nothing is heard of it, and before any rank does.
+constexpr auto stop_hand_over_time = 700ms;
+constexpr auto long_stop_hand_over_time = 3s;
 
 /// Messages of fixed size below the eager limit of every MPI transport: sending one never waits for its receiver.
 struct Report {
@@ -33,6 +44,9 @@ struct Report {
   std::uint8_t waiting = 0;
   std::uint8_t long_step = 0;
   std::uint8_t goodbye = 0;
+  StopLevel stop_level = StopLevel::none;
+  std::int64_t saved = 0;  ///< of the sender; in rank 0's replies those of all
+  char stop_cause[64] = "";
   char waiting_for[320] = "";
   char activity[320] = "";
 };
@@ -49,8 +63,11 @@ void store(char (&field)[N], std::string_view text) {
   field[length] = '\0';
 }
 
-Report report_of(const RankStatus& status, bool goodbye) {
+Report report_of(const RankStatus& status, const StopRequest& stop, std::int64_t saved, bool goodbye) {
   Report report;
+  report.stop_level = stop.level;
+  store(report.stop_cause, stop.cause);
+  report.saved = saved;
   report.ticks = status.ticks;
   report.waiting = status.waiting;
   report.long_step = status.long_step;
@@ -150,11 +167,13 @@ void print_line(std::string line) {
 
 }  // namespace
 
-Watchdog::Watchdog(std::shared_ptr<JobState> job, MPI_Comm comm, double stall_seconds)
+Watchdog::Watchdog(std::shared_ptr<JobState> job, MPI_Comm comm, double stall_seconds,
+                   std::optional<Clock::time_point> deadline)
     : job_(job),
       comm_(std::move(job), comm),
       stall_(std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(stall_seconds))),
-      period_(std::min<Clock::duration>(stall_ / 10, longest_period)) {
+      period_(std::min<Clock::duration>(stall_ / 10, longest_period)),
+      deadline_(deadline) {
   thread_ = std::thread([this] { run(); });
 }
 
@@ -195,6 +214,9 @@ void Watchdog::run_alone() {
     }
     previous = now;
     judge.heard(0, job_->status(), now);
+    if (must_stop()) {
+      stop_job({});
+    }
     if (const auto verdict = judge.verdict(now)) {
       report(exit_code(ErrorKind::internal), "gptq-dist: " + *verdict);
     }
@@ -207,11 +229,18 @@ void Watchdog::run_hub() {
   StallJudge judge(size, stall_, period_, previous);
   Inbox<Report> reports(comm_.get(), MPI_ANY_SOURCE, tag_of_reports);
   Inbox<LastMessage> last_words(comm_.get(), MPI_ANY_SOURCE, tag_of_last_words);
+  Inbox<std::uint8_t> end(comm_.get(), MPI_ANY_SOURCE, tag_of_end);
   std::vector<std::unique_ptr<Outbox<Report>>> replies;
   for (int r = 0; r < size; ++r) {
     replies.push_back(std::make_unique<Outbox<Report>>(comm_.get(), r, tag_of_reports));
   }
   int present = size - 1;
+  std::optional<Clock::time_point> roll_call;
+  std::vector<std::int64_t> saved(static_cast<std::size_t>(size), 0);
+  const auto saved_by_all = [&] {
+    saved[0] = job_->saved();
+    return std::accumulate(saved.begin(), saved.end(), std::int64_t{0});
+  };
 
   for (bool leaving = false; !leaving || present > 0; leaving = pause()) {
     const auto now = Clock::now();
@@ -219,20 +248,33 @@ void Watchdog::run_hub() {
       judge.restart(now);  // this process was suspended, perhaps with all others: their reports are on the way
     }
     previous = now;
+    if (end.poll()) {
+      leave_the_word();
+    }
     if (const auto last = last_words.poll()) {
       report(last->message.code, last->message.text);
     }
     const auto own = job_->status();
     while (const auto received = reports.poll()) {
       judge.heard(received->source, status_of(received->message), now);
+      job_->ask_to_stop({.level = received->message.stop_level, .cause = received->message.stop_cause});
+      saved[static_cast<std::size_t>(received->source)] = received->message.saved;
       if (received->message.goodbye != 0) {
         judge.left(received->source);
         --present;
       } else if (auto& reply = *replies[static_cast<std::size_t>(received->source)]; reply.is_free()) {
-        reply.send(report_of(own, false));
+        reply.send(report_of(own, job_->stop_request(), saved_by_all(), false));
       }
     }
     judge.heard(0, own, now);
+    job_->set_saved_by_all(saved_by_all());
+    if (must_stop()) {
+      if (!roll_call) {
+        roll_call = now;
+      } else if (now - *roll_call >= roll_call_time) {
+        stop_job(judge.not_heard_since(*roll_call));
+      }
+    }
     if (const auto verdict = judge.verdict(now)) {
       report(exit_code(ErrorKind::internal), "gptq-dist: " + *verdict);
     }
@@ -248,7 +290,7 @@ void Watchdog::run_hub() {
   };
   wait_for_replies();
   for (int r = 1; r < size; ++r) {
-    replies[static_cast<std::size_t>(r)]->send(report_of(job_->status(), true));
+    replies[static_cast<std::size_t>(r)]->send(report_of(job_->status(), {}, 0, true));
   }
   wait_for_replies();
 }
@@ -267,7 +309,9 @@ void Watchdog::run_spoke() {
   Inbox<Report> replies(comm_.get(), 0, tag_of_reports);
   Outbox<Report> reports(comm_.get(), 0, tag_of_reports);
   Outbox<LastMessage> last_words(comm_.get(), 0, tag_of_last_words);
+  Inbox<std::uint8_t> end(comm_.get(), MPI_ANY_SOURCE, tag_of_end);
   bool said_goodbye = false;
+  std::optional<Clock::time_point> stop_seen;
 
   for (bool leaving = false;; leaving = pause()) {
     const auto now = Clock::now();
@@ -278,11 +322,16 @@ void Watchdog::run_spoke() {
     while (const auto received = replies.poll()) {
       heard = now;
       activity_of_hub = received->message.activity;
+      job_->ask_to_stop({.level = received->message.stop_level, .cause = received->message.stop_cause});
+      job_->set_saved_by_all(received->message.saved);
       if (received->message.goodbye != 0) {
         // The goodbye is complete at the receiver, so this sender's request is, too.
         wait_until(*job_, "the end of the job", {}, [&] { return reports.is_free(); });
         return;
       }
+    }
+    if (end.poll()) {
+      leave_the_word();
     }
     if (now - heard > silence_allowed()) {
       report(exit_code(ErrorKind::internal),
@@ -290,8 +339,16 @@ void Watchdog::run_spoke() {
                          "rank {}",
                          StallJudge::Seconds(now - heard).count(), in_parentheses(activity_of_hub), comm_.rank()));
     }
+    if (must_stop()) {
+      if (!stop_seen) {
+        stop_seen = now;
+      } else if (now - *stop_seen >=
+                 (comm_.rank() == 1 && heard < *stop_seen ? stop_hand_over_time : long_stop_hand_over_time)) {
+        stop_job(fmt::format("rank 0{}", in_parentheses(activity_of_hub)));
+      }
+    }
     if (!said_goodbye && reports.is_free()) {
-      reports.send(report_of(job_->status(), leaving));
+      reports.send(report_of(job_->status(), job_->stop_request(), job_->saved(), leaving));
       said_goodbye = leaving;
     }
     if (const auto last = take_last_words(); last && last_words.is_free()) {
@@ -321,8 +378,27 @@ bool Watchdog::pause() {
     std::this_thread::sleep_for(leaving_period);
     return true;
   }
-  wake_.wait_for(lock, period_, [&] { return leaving_ || last_words_.has_value(); });
+  const auto end = Clock::now() + period_;
+  const auto is_called = [&] { return leaving_ || last_words_.has_value(); };
+  while (!wake_.wait_for(lock, std::min<Clock::duration>(signal_period, period_), is_called) && Clock::now() < end &&
+         job_->stop_request().level != StopLevel::at_once) {
+  }
   return leaving_;
+}
+
+bool Watchdog::must_stop() {
+  if (deadline_ && Clock::now() >= *deadline_) {
+    job_->ask_to_stop({.level = StopLevel::at_once, .cause = "the job's end is near"});
+  }
+  return job_->stop_request().level == StopLevel::at_once;
+}
+
+void Watchdog::stop_job(const std::string& absent) {
+  const auto saved = job_->saved_by_all();
+  const auto doing = absent.empty() ? fmt::format(": stopped at once{}", in_parentheses(job_->activity()))
+                                    : fmt::format(", and nothing is heard of {} any more: stopped at once", absent);
+  report(exit_code(saved > 0 ? ErrorKind::stopped : ErrorKind::no_gain),
+         fmt::format("gptq-dist: {}{}; {}", job_->stop_request().cause, doing, describe_saved(saved)));
 }
 
 std::optional<Watchdog::LastWords> Watchdog::take_last_words() {
@@ -363,9 +439,26 @@ void Watchdog::end_job(int code, const std::string& text) {
   report(code, text);
 }
 
+void Watchdog::announce_end() {
+  for (int r = 0; r < comm_.size() && !job_->closed(); ++r) {
+    if (r != comm_.rank()) {
+      // Never completed: the process is over before. Too short to wait for its receiver.
+      MPI_Request request = MPI_REQUEST_NULL;
+      MPI_Isend(&announcement_, 1, MPI_BYTE, r, tag_of_end, comm_.get(), &request);
+    }
+  }
+}
+
+void Watchdog::leave_the_word() {
+  // The launcher is about to send SIGTERM: the reason has been told.
+  job_->set_failing();
+  job_->claim_report();
+}
+
 void Watchdog::report(int code, const std::string& text) {
   job_->set_failing();
   if (job_->claim_report()) {
+    announce_end();
     print_line(text);
     std::this_thread::sleep_for(flush_time);
     if (!job_->closed()) {

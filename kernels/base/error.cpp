@@ -30,6 +30,8 @@ int exit_code(ErrorKind kind) noexcept {
       return 74;
     case ErrorKind::stopped:
       return 75;
+    case ErrorKind::no_gain:
+      return 69;
     case ErrorKind::not_built:
       return 64;
     case ErrorKind::internal:

@@ -18,11 +18,12 @@ enum class ErrorKind {
   input,      ///< a model, text, shard or artifact is not what it has to be
   internal,   ///< a broken invariant of our own
   io,         ///< the operating system refused a read, write or rename
-  stopped,    ///< stopped on a signal; a checkpoint exists, run again
+  stopped,    ///< stopped on a signal, having got further: run again
+  no_gain,    ///< stopped on a signal before anything new was finished: running again in this way gains nothing
   not_built,  ///< the build lacks this part (CUDA, NCCL)
 };
 
-/// Exit code of the process for an error of this kind (sysexits.h: 64, 65, 70, 74, 75).
+/// Exit code of the process for an error of this kind (sysexits.h: 64, 65, 69, 70, 74, 75).
 int exit_code(ErrorKind kind) noexcept;
 
 /// Carries what we were doing, what we got and expected, and the next step.

@@ -108,6 +108,33 @@ bool has_equal_bytes(const io::CheckpointReader& a_tensors, const io::TensorInfo
   return equal;
 }
 
+/// Whether two floating tensors of one shape and different types hold the same numbers, as far as the coarser type
+/// goes.
+bool has_close_values(const io::CheckpointReader& a_tensors, const io::TensorInfo& a,
+                      const io::CheckpointReader& b_tensors, const io::TensorInfo& b) {
+  constexpr float coarsest = 1.0f / 128;  // of bfloat16, twice over
+  constexpr float least = 1e-7f;          // below it float16 has fewer bits
+  bool close = is_float(a.dtype) && is_float(b.dtype);
+  std::vector<std::byte> other;
+  std::vector<float> a_values;
+  std::vector<float> b_values;
+  if (close) {
+    for_each_piece(a_tensors, a, [&](std::int64_t offset, std::span<const std::byte> piece) {
+      const std::int64_t elements = std::ssize(piece) / size_of(a.dtype);
+      other.resize(static_cast<std::size_t>(elements * size_of(b.dtype)));
+      b_tensors.read_range(b, offset / size_of(a.dtype) * size_of(b.dtype), other);
+      a_values.resize(static_cast<std::size_t>(elements));
+      b_values.resize(static_cast<std::size_t>(elements));
+      widen(a.dtype, piece.data(), a_values);
+      widen(b.dtype, other.data(), b_values);
+      close = std::equal(a_values.begin(), a_values.end(), b_values.begin(),
+                         [](float x, float y) { return std::abs(x - y) <= coarsest * std::abs(x) + least; });
+      return close;
+    });
+  }
+  return close;
+}
+
 std::int64_t physical_memory() {
   return static_cast<std::int64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<std::int64_t>(sysconf(_SC_PAGESIZE));
 }
@@ -592,6 +619,7 @@ class Verifier {
     Check check{.name = "source"};
     std::int64_t same = 0;
     std::int64_t accounted = 0;
+    std::map<std::string, int> converted;
     std::set<std::string> seen;
     for (const auto& name : source_->names()) {
       const auto& tensor = source_->at(name);
@@ -600,8 +628,8 @@ class Verifier {
         seen.insert(own->name);
         if (own->shape != tensor.shape) {
           check.fail(fmt::format("{} is {}, the source's is {}", own->name, shape_text(*own), shape_text(tensor)));
-        } else if (own->dtype != tensor.dtype) {
-          check.warn(fmt::format("{} is {}, the source's is {}", own->name, shape_text(*own), shape_text(tensor)));
+        } else if (own->dtype != tensor.dtype && has_close_values(*source_, tensor, tensors(), *own)) {
+          ++converted[fmt::format("{}, the source's {}", gptqd::name_of(own->dtype), gptqd::name_of(tensor.dtype))];
         } else if (!has_equal_bytes(*source_, tensor, tensors(), *own)) {
           check.fail(fmt::format("{} has other values than the source's", own->name));
         } else {
@@ -612,6 +640,9 @@ class Verifier {
       } else {
         check.fail(fmt::format("{} {} of the source is missing", name, shape_text(tensor)));
       }
+    }
+    for (const auto& [types, count] : converted) {
+      check.warn(fmt::format("{} tensors hold the source's numbers in another type: {}", count, types));
     }
     for (const auto& name : reader_->passing_names()) {
       // With the model known, what it does not need has been looked at.

@@ -25,20 +25,6 @@ void widen(const std::byte* from, std::span<float> to) {
   }
 }
 
-void widen(DType dtype, const std::byte* from, std::span<float> to) {
-  switch (dtype) {
-    case DType::f16:
-      return widen<Half>(from, to);
-    case DType::bf16:
-      return widen<BFloat16>(from, to);
-    case DType::f32:
-      return widen<float>(from, to);
-    default:
-      require(dtype == DType::f64, "verify: a weight that is no floating tensor");
-      return widen<double>(from, to);
-  }
-}
-
 /// A row's scale and zero by group.
 struct RowGrid {
   std::vector<float> scales;
@@ -59,6 +45,20 @@ struct RowGrid {
 nlohmann::json number(double value) { return std::isfinite(value) ? nlohmann::json(value) : nlohmann::json(); }
 
 }  // namespace
+
+void widen(DType dtype, const std::byte* from, std::span<float> to) {
+  switch (dtype) {
+    case DType::f16:
+      return widen<Half>(from, to);
+    case DType::bf16:
+      return widen<BFloat16>(from, to);
+    case DType::f32:
+      return widen<float>(from, to);
+    default:
+      require(dtype == DType::f64, "verify: a weight that is no floating tensor");
+      return widen<double>(from, to);
+  }
+}
 
 CodeStatistics code_statistics(const io::PackedLinear& linear, const std::vector<std::uint8_t>& codes) {
   CodeStatistics result;

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -10,6 +11,9 @@
 #include "io/packed_linear.hpp"
 
 namespace gptqd::pipeline {
+
+/// Elements of a floating type as float. @pre from holds to.size() elements of that type
+void widen(DType dtype, const std::byte* from, std::span<float> to);
 
 /// What can be said of codes and scales alone.
 struct CodeStatistics {

@@ -168,5 +168,16 @@ TEST(StallJudge, ListsFewOfManyWaits) {
               Optional(AllOf(HasSubstr("rank 7 waits"), Not(HasSubstr("rank 8 waits")), HasSubstr("and 92 more"))));
 }
 
+TEST(RollCall, NamesTheRanksThatWereNotHeardSinceAndHaveNotLeft) {
+  const StallJudge::Time start;
+  StallJudge judge(4, 5s, 250ms, start);
+  judge.heard(1, {.activity = "block 3, mlp_in"}, start + 1s);
+  judge.heard(2, {}, start + 3s);
+  judge.left(3);
+
+  EXPECT_EQ(judge.not_heard_since(start + 2s), "rank 0 and rank 1 (block 3, mlp_in)");
+  EXPECT_EQ(judge.not_heard_since(start), "");
+}
+
 }  // namespace
 }  // namespace gptqd::comm

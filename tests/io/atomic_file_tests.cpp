@@ -6,6 +6,7 @@
 
 #include "io/atomic_file.hpp"
 #include "io/checksum.hpp"
+#include "kernels/base/fault_point.hpp"
 #include "tests/io/file_support.hpp"
 #include "tests/support/paths.hpp"
 
@@ -102,6 +103,54 @@ TEST(WriteFileAtomically, MissingFolderIsAnIoErrorWithANextStep) {
 
   EXPECT_EQ(error.kind(), ErrorKind::io);
   EXPECT_THAT(error.message(), AllOf(HasSubstr("none/a.tmp"), HasSubstr("check that its folder exists")));
+}
+
+/// Faults of this process while it lives.
+class Faults {
+ public:
+  explicit Faults(const std::string& setting) { set_faults(setting); }
+  ~Faults() { set_faults(""); }
+};
+
+TEST(WriteFileAtomically, AnyFailureKeepsTheOldFileAndLeavesNoOther) {
+  for (const char* fault :
+       {"file.create:erofs", "file.write:enospc", "file.written:eio", "file.fsync:eio", "file.rename:edquot"}) {
+    const TemporaryFolder folder;
+    write_text(folder / "a", "old");
+
+    const Error error = error_of([&] {
+      const Faults faults(fault);
+      write_file_atomically(folder / "a", "new");
+    });
+
+    EXPECT_EQ(error.kind(), ErrorKind::io) << fault;
+    EXPECT_EQ(read_text(folder / "a"), "old") << fault;
+    EXPECT_EQ(names_in(folder.path()), std::vector<std::string>{"a"}) << fault;
+  }
+}
+
+TEST(WriteFileAtomically, RepeatsWhatDidNothingAndNothingElse) {
+  const TemporaryFolder folder;
+
+  {
+    const Faults faults("file.create:eintr,file.write:eagain,file.fsync:eintr,file.rename:eintr,folder.fsync:einval");
+    write_file_atomically(folder / "a", "new");
+  }
+  EXPECT_EQ(read_text(folder / "a"), "new");
+
+  // A second fsync after EIO would succeed, although data is lost; EAGAIN for ever is no wait without end.
+  for (const char* fault : {"file.fsync:eio", "file.write:eagain:1+", "file.create:estale", "folder.fsync:eio"}) {
+    const Faults faults(fault);
+    EXPECT_EQ(error_of([&] { write_file_atomically(folder / "b", "x"); }).kind(), ErrorKind::io) << fault;
+  }
+}
+
+TEST(File, LooksANameUpAgainThatTheServerHasForgotten) {
+  const TemporaryFolder folder;
+  write_text(folder / "a", "x");
+  const Faults faults("file.open:estale");
+
+  EXPECT_EQ(File(folder / "a").size(), 1);
 }
 
 TEST(AtomicFile, AppearsAtCommitWithAllItsPieces) {

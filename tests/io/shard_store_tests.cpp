@@ -196,7 +196,7 @@ TEST(ShardStore, AnyFlippedBitIsFoundBeforeHdf5SeesTheFile) {
     EXPECT_EQ(store.state(2).status, ShardStatus::damaged) << byte;
     EXPECT_THAT(store.state(2).reason, HasSubstr("checksum"));
     EXPECT_THAT(error_of([&] { store.read(2); }).message(),
-                AllOf(HasSubstr("block_00002.h5"), HasSubstr("the shard is damaged")))
+                AllOf(HasSubstr("block_00002.h5"), HasSubstr("the file is damaged")))
         << byte;
     flip_bit(path, byte, static_cast<int>(byte % 8));
   }
@@ -290,7 +290,7 @@ TEST(ShardStore, AFolderThatCannotBeMadeIsAnIoError) {
   const TemporaryFolder folder;
   write_text(folder / "file", "");
 
-  const Error error = error_of([&] { ShardStore(folder / "file/work"); });
+  const Error error = error_of([&] { ShardStore(folder / "file/work").write(sample(0)); });
 
   EXPECT_EQ(error.kind(), ErrorKind::io);
   EXPECT_THAT(error.message(), HasSubstr("file/work/shards"));

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
+#include <sstream>
 #include <thread>
 
 #include "tests/jobs/gptq_dist.hpp"
@@ -85,6 +86,141 @@ TEST_F(Fault, AStoppedRankEndsTheJobWithAMessageAndTheNextRunCompletesIt) {
 
   EXPECT_THAT(messages_, HasSubstr("has been silent for"));
   expect_completion();
+}
+
+/// A fault that a run meets, what it does to the run, and what is said.
+struct Trouble {
+  std::string fault;
+  int ranks;
+  int code;
+  std::string message;
+};
+
+class Troubles : public ::testing::Test {
+ protected:
+  /// Meets the troubles one after another in one work folder; a run without them then completes it.
+  void meet(const std::vector<Trouble>& troubles) {
+    for (const auto& trouble : troubles) {
+      const auto result = gptq_dist(trouble.ranks, quick_run(out_, {{"--stall-seconds", "2"}}),
+                                    {.folder = {}, .environment = {{"GPTQ_DIST_FAULT", trouble.fault}}});
+
+      EXPECT_EQ(result.code, trouble.code) << trouble.fault << "\n" << result.err;
+      EXPECT_THAT(result.err, HasSubstr(trouble.message)) << trouble.fault;
+      EXPECT_EQ(last_words(result.err), trouble.code == 0 ? 0 : 1) << trouble.fault << "\n" << result.err;
+      EXPECT_LT(result.seconds, 30) << trouble.fault;
+      EXPECT_EQ(std::filesystem::exists(out_), trouble.code == 0) << trouble.fault;
+      std::filesystem::remove_all(out_);
+    }
+    expect_success(2, quick_run(out_));
+    expect_success(1, quick_run(folder_ / "undisturbed"));
+    EXPECT_EQ(bytes_of_run(out_), bytes_of_run(folder_ / "undisturbed"));
+    EXPECT_THAT(half_written(folder_.path()), ::testing::IsEmpty());
+  }
+
+  /// Lines of ours by which the job ended.
+  static int last_words(const std::string& err) {
+    std::istringstream lines(err);
+    int count = 0;
+    for (std::string line; std::getline(lines, line);) {
+      count += line.find("gptq-dist: ") != std::string::npos && line.find("GPTQ_DIST_FAULT: ") == std::string::npos;
+    }
+    return count;
+  }
+
+  TemporaryFolder folder_;
+  std::filesystem::path out_ = folder_ / "out";
+};
+
+TEST_F(Troubles, OfTheDiskEndTheRunWithTheirNamesAndNothingIsLost) {
+  meet({{"file.create:erofs", 1, 74, "cannot create"},
+        {"lock.take:erofs", 1, 74, "cannot create the lock"},
+        {"file.write:enospc:3", 1, 74, "No space left on device (errno 28); free space there"},
+        {"file.fsync:eio:4", 1, 74, "cannot flush to disk"},
+        {"file.rename:eio:4", 1, 74, "cannot rename block_"},
+        {"folder.fsync:eio:3", 1, 74, "cannot flush the folder to disk"},
+        {"file.read:eio:40+", 1, 74, "cannot read"},
+        {"file.write@1:edquot:2", 2, 74, "rank 1: while working on block"},
+        {"folder.rename:enospc", 1, 74, "cannot rename out.partial"}});
+}
+
+TEST_F(Troubles, ThatPassAreWaitedForAndFoldersThatCannotBeFlushedAreNoTrouble) {
+  meet({{"file.write:eintr:3,file.write:eagain:4,file.open:estale:2,file.fsync:eintr:5,file.read:eagain:9", 1, 0, ""},
+        {"folder.fsync:einval:1+", 2, 0, ""}});
+}
+
+TEST_F(Troubles, OfARankEndTheJobWithOneMessageThatNamesRankBlockAndPhase) {
+  meet({{"phase@1:kill:2", 2, 137, "nothing is heard of rank 1 (block 0, attention_"},
+        {"phase@0:kill:7", 3, 137, "nothing is heard of rank 0 (block "},
+        {"phase@1:hang:2", 2, 70, "rank 1 has made no progress for 2 s (block "},
+        {"phase@2:stop:2", 3, 70, "rank 2 has been silent for 2 s (block "},
+        {"phase@0:stop:2", 3, 70, "rank 0 has been silent for"},
+        {"comm.collective@1:hang:30", 2, 70, "rank 1"},
+        {"comm.collective@1:stop:40", 2, 70, "rank 1 has been silent for 2 s (block "}});
+}
+
+TEST_F(Troubles, AnErrorOnARankIsPrintedOnceWithItsPlace) {
+  const auto result =
+      gptq_dist(3, quick_run(out_), {.folder = {}, .environment = {{"GPTQ_DIST_FAULT", "phase@1:throw:3"}}});
+
+  EXPECT_EQ(result.code, 70);
+  EXPECT_THAT(result.err, HasSubstr("gptq-dist: rank 1: while working on block 0: GPTQ_DIST_FAULT: thrown at the point "
+                                    "phase (block 0, mlp_in)"));
+  EXPECT_EQ(last_words(result.err), 0) << result.err;  // no other rank has anything to add
+}
+
+TEST_F(Troubles, AFaultThatDoesNotExistIsRefused) {
+  for (const char* fault : {"phase", "phase:kill:0", "phase:kill:x", "nowhere:kill", "phase:explode", "phase@x:kill"}) {
+    const auto result = gptq_dist(1, quick_run(out_), {.folder = {}, .environment = {{"GPTQ_DIST_FAULT", fault}}});
+
+    EXPECT_EQ(result.code, 64) << fault;
+    EXPECT_THAT(result.err, HasSubstr("expected point[@rank]:action[:count[+]]")) << fault;
+  }
+}
+
+TEST_F(Troubles, AFileThatMayNotGrowIsAMessage) {
+  std::string command = "ulimit -f 6000;";  // KiB: less than the artifact, more than Open MPI's own files
+  for (const auto& word : command_line(1, quick_run(out_))) {
+    command += " " + word;
+  }
+
+  const auto result = run_command({"bash", "-c", command});
+
+  EXPECT_EQ(result.code, 74);
+  EXPECT_THAT(result.err, HasSubstr("File too large"));
+}
+
+TEST_F(Troubles, HandEditedFilesAreNoticedOrMadeAgain) {
+  expect_success(1, quick_run(out_));
+  const auto bytes = bytes_of_run(out_);
+  std::filesystem::remove_all(out_);
+  const auto work = work_of(out_);
+  auto sidecar = nlohmann::json::parse(read_text(work / "shards/block_00002.json"));
+  sidecar["xxh3_128"] = std::string(32, '0');
+  sidecar["run"]["seconds"]["total"] = "long";
+  write_text(work / "shards/block_00002.json", sidecar.dump());
+  sidecar = nlohmann::json::parse(read_text(work / "shards/block_00003.json"));
+  sidecar["run"] = {{"seconds", 7}};
+  write_text(work / "shards/block_00003.json", sidecar.dump());
+  write_text(work / "manifest.json", R"({"shards": "none", "num_blocks": -4})");
+
+  const auto result = expect_success(1, quick_run(out_));
+
+  EXPECT_THAT(result.err,
+              ::testing::AllOf(HasSubstr("block 2: the shard is damaged"), HasSubstr("computing the other 1")));
+  EXPECT_EQ(bytes_of_run(out_), bytes);
+  EXPECT_EQ(nlohmann::json::parse(read_text(work / "manifest.json")).at("shards").size(), 6u);
+
+  auto record = read_text(work / "run.json");
+  write_text(work / "run.json", record.replace(record.find("0.01"), 4, "0.02"));
+  std::filesystem::remove_all(out_);
+  const auto edited = gptq_dist(1, quick_run(out_));
+  write_text(work / "run.json", "{");
+  const auto broken = gptq_dist(1, quick_run(out_));
+
+  EXPECT_EQ(edited.code, 65);
+  EXPECT_THAT(edited.err, HasSubstr("spec.damping"));
+  EXPECT_EQ(broken.code, 65);
+  EXPECT_THAT(broken.err, HasSubstr("run.json"));
 }
 
 TEST_F(Fault, KilledAgainAndAgainAtAnyInstantItStillEndsWithTheSameBytes) {

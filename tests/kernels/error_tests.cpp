@@ -65,6 +65,7 @@ TEST(ErrorExitCode, FollowsSysexits) {
   EXPECT_EQ(exit_code(ErrorKind::internal), 70);
   EXPECT_EQ(exit_code(ErrorKind::io), 74);
   EXPECT_EQ(exit_code(ErrorKind::stopped), 75);
+  EXPECT_EQ(exit_code(ErrorKind::no_gain), 69);
 }
 
 TEST(Require, ThrowsInternalErrorOnlyWhenBroken) {

@@ -62,9 +62,10 @@ class ActivationsTest : public ::testing::Test {
     LocalGroup group;
     Progress progress;
     gptq::Team team{backend, *stream, communicator, group};
-    BlockQuantizer quantizer(
-        team, source.model, plan, 0,
-        {.spec = settings.spec, .true_sequential = settings.true_sequential, .propagation = settings.propagation});
+    BlockQuantizer quantizer(team, source.model, plan, 0,
+                             {.layers = LayerSpecs::uniform(settings.spec),
+                              .true_sequential = settings.true_sequential,
+                              .propagation = settings.propagation});
     quantizer.embed(synthetic_tokens(source.model.vocabulary, plan.samples, plan.seqlen, 7), *source.tensors);
     if (hidden_factor != 1) {
       const auto last = quantizer.hidden().slice_rows(plan.tokens() - 1, 1);
@@ -79,7 +80,7 @@ class ActivationsTest : public ::testing::Test {
                         .progress = progress,
                         .model = source.model,
                         .tensors = *source.tensors},
-                       {}, settings.spec.bits, [](std::int64_t) { return 0; });
+                       {}, [](std::int64_t) { return 0; });
     Outcome outcome;
     for (std::int64_t block = 0; block < 2; ++block) {
       auto weights = loader.load(block);

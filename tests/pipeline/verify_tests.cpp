@@ -363,7 +363,7 @@ TEST(Verify, OtherWeightsThanTheSourcesFail) {
                         {"an embedding of another type",
                          [](HostModel& a) {
                            auto& table = a.at("model.embed_tokens.weight");
-                           table = gptqd::test::to_dtype(table, DType::bf16);
+                           table = gptqd::test::to_dtype(table, DType::f16);
                            table.set(0, 100.0f);
                          },
                          "source",
@@ -405,6 +405,17 @@ TEST(Verify, HarmlessHabitsOfOtherToolsPass) {
   });
 
   EXPECT_TRUE(report.passed()) << report.to_text();
+}
+
+TEST(Verify, NumbersInAnotherTypeAreAWarning) {
+  const auto report = verify_changed([](HostModel& a) {
+    for (const char* name : {"model.norm.weight", "model.embed_tokens.weight"}) {
+      a.at(name) = gptqd::test::to_dtype(a.at(name), DType::f16);
+    }
+  });
+
+  EXPECT_TRUE(report.passed()) << report.to_text();
+  EXPECT_THAT(text_of(check_of(report, "source")), HasSubstr("2 tensors hold the source's numbers in another type"));
 }
 
 TEST(Verify, AFamilyThatWeDoNotKnowIsComparedWithItsSourceAlone) {

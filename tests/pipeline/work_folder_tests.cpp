@@ -142,5 +142,59 @@ TEST_F(WorkFolder, NoRecordIsAnInputError) {
   EXPECT_THAT(error.message(), HasSubstr("run.json"));
 }
 
+WorkState work_with(const std::string& states) {
+  WorkState work;
+  for (const char state : states) {
+    work.blocks.push_back({.status = state == 'v'   ? io::ShardStatus::valid
+                                     : state == 'd' ? io::ShardStatus::damaged
+                                                    : io::ShardStatus::missing});
+  }
+  return work;
+}
+
+TEST(WorkState, CountsWhatIsToBeComputedAndReplayed) {
+  auto work = work_with("vvdv.v");
+
+  EXPECT_EQ(work.count(io::ShardStatus::valid), 4);
+  EXPECT_EQ(work.end_of_work(), 5);
+  EXPECT_EQ(work.to_replay(0), 3);  // 0, 1 and 3; behind the last missing one nothing is gone through
+  EXPECT_EQ(work.to_replay(2), 1);
+  EXPECT_EQ(work.to_replay(5), 0);
+  EXPECT_EQ(work.to_replay(6), 0);
+  EXPECT_EQ(work.estimated_seconds(0, true), std::nullopt);
+  work.compute_seconds = 10;
+  work.replay_seconds = 1;
+  EXPECT_EQ(work.estimated_seconds(0, true), 23);
+  EXPECT_EQ(work.estimated_seconds(0, false), 20);
+}
+
+TEST(WorkState, OfACompleteOrEmptyFolderIsNothingToReplay) {
+  EXPECT_EQ(work_with("vvv").end_of_work(), 0);
+  EXPECT_EQ(work_with("vvv").to_replay(0), 0);
+  EXPECT_EQ(work_with("...").to_replay(0), 0);
+  EXPECT_EQ(work_with("...").end_of_work(), 3);
+}
+
+TEST(DescribeNumbers, JoinsRuns) {
+  EXPECT_EQ(describe_numbers({}), "");
+  EXPECT_EQ(describe_numbers({4}), "4");
+  EXPECT_EQ(describe_numbers({0, 1, 2, 5, 7, 8}), "0 to 2, 5, 7 to 8");
+}
+
+TEST_F(WorkFolder, DiscardingLeavesTheRecordAndWhatIsNotOurs) {
+  open(record_with(4));
+  std::filesystem::create_directories(work_ / "shards");
+  std::filesystem::create_directories(work_ / "activations/after_00001");
+  write_text(work_ / "shards/block_00000.h5", "x");
+  write_text(work_ / "notes.txt", "kept");
+
+  discard_work(work_);
+
+  EXPECT_TRUE(std::filesystem::exists(work_ / "run.json"));
+  EXPECT_FALSE(std::filesystem::exists(work_ / "shards"));
+  EXPECT_FALSE(std::filesystem::exists(work_ / "activations"));
+  EXPECT_EQ(read_text(work_ / "notes.txt"), "kept");
+}
+
 }  // namespace
 }  // namespace gptqd::pipeline
