@@ -217,7 +217,7 @@ Found look_at_disk(comm::World& world, const QuantizeConfig& config, const Sourc
   world.group().broadcast(std::as_writable_bytes(std::span(found.valid)), 0, "finished blocks");
   found.complete = world.group().broadcast_value<std::uint8_t>(found.complete ? 1 : 0, 0, "state of the output") != 0;
   if (!found.complete) {
-    const bool calibrated = needs_calibration(config.spec);
+    const bool calibrated = plan.samples > 0;
     if (calibrated) {
       const auto snapshot = choose_snapshot(world, io::SnapshotStore(config.work), plan, found.work, observer.note);
       found.first = snapshot ? *snapshot + 1 : 0;
@@ -514,7 +514,7 @@ class StageRun {
   /// The hidden states are worth keeping where a block behind this one is still to be computed.
   void save_snapshot(std::int64_t block) {
     if (config_.snapshot_every > 0 && (block + 1) % config_.snapshot_every == 0 && block + 1 < end_ &&
-        needs_calibration(spec_)) {
+        needs_calibration(layers_)) {
       checkpoint_.save(block, quantizer_.hidden());
     }
   }

@@ -41,7 +41,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     return 0;
   }
   const auto bytes = std::as_bytes(std::span(data, size)).subspan(2);
-  const std::size_t config = std::min<std::size_t>(data[0] | data[1] << 8, bytes.size());
+  const auto config = std::min<std::size_t>(data[0] + std::size_t{256} * data[1], bytes.size());
   folder.write(folder.path() / "config.json", bytes.first(config));
   folder.write(folder.path() / "model.safetensors", bytes.subspan(config));
 
