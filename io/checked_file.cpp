@@ -112,14 +112,32 @@ FileState CheckedFile::state(bool whole) const {
   return state;
 }
 
-std::pair<std::vector<std::byte>, nlohmann::json> CheckedFile::read(std::int64_t max_bytes) const {
+std::pair<LargeMemory, nlohmann::json> CheckedFile::read(std::int64_t max_bytes) const {
+  constexpr std::size_t hashed_together = std::size_t{1} << 20;  // while it is in the cache
   Sidecar facts = read_sidecar(sidecar());
-  auto image = read_file(path_, max_bytes);
-  if (const auto checksum = xxh3_128_hex(image); std::ssize(image) != facts.bytes || checksum != facts.xxh3_128) {
+  const File file(path_);
+  const auto damaged = [&](const std::string& checksum) {
     throw Error(ErrorKind::input,
-                fmt::format("{}: {} bytes with the checksum {}, expected {} with {}; the file is damaged: "
-                            "remove it and run again",
-                            path_.string(), image.size(), checksum, facts.bytes, facts.xxh3_128));
+                fmt::format("{}: {} bytes{}, expected {} with the checksum {}; the file is damaged: remove it and run "
+                            "again",
+                            path_.string(), file.size(), checksum, facts.bytes, facts.xxh3_128));
+  };
+  if (file.size() != facts.bytes) {
+    damaged("");
+  }
+  if (file.size() > max_bytes) {
+    throw Error(ErrorKind::input, fmt::format("{}: {} bytes, more than the {} that such a file may have",
+                                              path_.string(), file.size(), max_bytes));
+  }
+  LargeMemory image(static_cast<std::size_t>(file.size()));
+  Hasher hasher;
+  for (std::size_t offset = 0; offset < image.bytes().size(); offset += hashed_together) {
+    const auto part = image.bytes().subspan(offset, std::min(hashed_together, image.bytes().size() - offset));
+    file.read_exactly(static_cast<std::int64_t>(offset), part);
+    hasher.update(part);
+  }
+  if (const auto checksum = hasher.hex(); checksum != facts.xxh3_128) {
+    damaged(fmt::format(" with the checksum {}", checksum));
   }
   return {std::move(image), std::move(facts.run)};
 }

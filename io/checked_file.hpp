@@ -13,6 +13,8 @@
 #include <utility>
 #include <vector>
 
+#include "io/large_memory.hpp"
+
 namespace gptqd::io {
 
 enum class FileStatus {
@@ -52,7 +54,7 @@ class CheckedFile {
   std::optional<Sidecar> find_sidecar() const;
   /// The file, once its checksum has held, and what its writer added.
   /// @throws Error (input) when it is missing, damaged, or larger than `max_bytes`
-  std::pair<std::vector<std::byte>, nlohmann::json> read(std::int64_t max_bytes) const;
+  std::pair<LargeMemory, nlohmann::json> read(std::int64_t max_bytes) const;
 
  private:
   std::filesystem::path path_;

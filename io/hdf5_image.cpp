@@ -1,7 +1,5 @@
 #include "io/hdf5_image.hpp"
 
-#include <hdf5_hl.h>
-
 #include <mutex>
 
 namespace gptqd::io::hdf5 {
@@ -44,6 +42,25 @@ Handle string_type(std::size_t bytes) {
   check(H5Tset_strpad(type, H5T_STR_NULLPAD), "H5Tset_strpad");
   check(H5Tset_cset(type, H5T_CSET_UTF8), "H5Tset_cset");
   return type;
+}
+
+// libhdf5 copies a file image wherever it passes it on, unless these say that a copy is the image itself. It is open
+// for reading only, so nothing changes it. (H5LTopen_file_image without copying leaks memory at each call in 1.10.)
+void* same_image(std::size_t, H5FD_file_image_op_t, void* image) { return image; }
+void* no_copy(void* target, const void*, std::size_t, H5FD_file_image_op_t, void*) { return target; }
+void* no_growth(void*, std::size_t, H5FD_file_image_op_t, void*) { return nullptr; }
+herr_t not_freed(void*, H5FD_file_image_op_t, void*) { return 0; }
+void* same_data(void* data) { return data; }
+herr_t data_not_freed(void*) { return 0; }
+
+Handle open_image(std::span<const std::byte> image) {
+  void* const bytes = const_cast<std::byte*>(image.data());
+  const Handle access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose, "H5Pcreate");
+  check(H5Pset_fapl_core(access, image.size(), false), "H5Pset_fapl_core");
+  H5FD_file_image_callbacks_t callbacks{same_image, no_copy, no_growth, not_freed, same_data, data_not_freed, bytes};
+  check(H5Pset_file_image_callbacks(access, &callbacks), "H5Pset_file_image_callbacks");
+  check(H5Pset_file_image(access, bytes, image.size()), "H5Pset_file_image");
+  return Handle(H5Fopen("/dev/null/image", H5F_ACC_RDONLY, access), H5Fclose, "H5Fopen");
 }
 
 }  // namespace
@@ -101,11 +118,7 @@ void read_image(std::span<const std::byte> image, const std::string& name, const
   const std::scoped_lock lock(hdf5_mutex);
   const SilentErrors silent;
   try {
-    // Read-only. The library works on its own copy: without one (H5LT_FILE_IMAGE_DONT_COPY) 1.10 leaks memory at each
-    // call.
-    const Handle file(H5LTopen_file_image(const_cast<std::byte*>(image.data()), image.size(), 0), H5Fclose,
-                      "H5LTopen_file_image");
-    read(file);
+    read(open_image(image));
   } catch (const Failure& failure) {
     throw Error(ErrorKind::input, fmt::format("{}: {}; {}", name, failure.what(), offence));
   }

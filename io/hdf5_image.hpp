@@ -89,6 +89,12 @@ void write_dataset(hid_t group, const char* name, std::span<const T> data, const
   check(H5Dwrite(dataset, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, data.data()), "H5Dwrite");
 }
 
+/// Elements within a file's image.
+struct Range {
+  std::size_t offset = 0;  ///< bytes
+  std::size_t count = 0;
+};
+
 /// Reads attributes and datasets of one object; messages name the object.
 class ObjectReader {
  public:
@@ -131,10 +137,41 @@ class ObjectReader {
 
   template <class T>
   std::vector<T> dataset(const char* name, const Extents& extents) const {
+    const Handle dataset = open_dataset<T>(name, extents);
+    const Handle type = type_of(static_cast<const T*>(nullptr));
+    std::vector<T> data(count_of(extents));
+    check(H5Dread(dataset, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, data.data()), "H5Dread");
+    return data;
+  }
+
+  /// Where the elements of a contiguous dataset lie in the file.
+  template <class T>
+  Range range(const char* name, const Extents& extents) const {
+    const Handle dataset = open_dataset<T>(name, extents);
+    const Handle properties(H5Dget_create_plist(dataset), H5Pclose, "H5Dget_create_plist");
+    const haddr_t offset = H5Dget_offset(dataset);
+    if (H5Pget_layout(properties) != H5D_CONTIGUOUS || offset == HADDR_UNDEF) {
+      fail(fmt::format("dataset {} is not contiguous", name));
+    }
+    return {.offset = static_cast<std::size_t>(offset), .count = count_of(extents)};
+  }
+
+ private:
+  static std::size_t count_of(const Extents& extents) {
+    std::size_t count = 1;
+    for (const auto extent : extents) {
+      count *= extent;
+    }
+    return count;
+  }
+
+  /// The dataset, its type and shape checked.
+  template <class T>
+  Handle open_dataset(const char* name, const Extents& extents) const {
     if (H5Lexists(object_, name, H5P_DEFAULT) <= 0) {
       fail(fmt::format("dataset {} is missing", name));
     }
-    const Handle dataset(H5Dopen2(object_, name, H5P_DEFAULT), H5Dclose, "H5Dopen");
+    Handle dataset(H5Dopen2(object_, name, H5P_DEFAULT), H5Dclose, "H5Dopen");
     const Handle expected = type_of(static_cast<const T*>(nullptr));
     const Handle type(H5Dget_type(dataset), H5Tclose, "H5Dget_type");
     if (H5Tequal(type, expected) <= 0) {
@@ -150,21 +187,15 @@ class ObjectReader {
       fail(fmt::format("dataset {} has the shape [{}], expected [{}]", name, fmt::join(got, ", "),
                        fmt::join(extents, ", ")));
     }
-    hsize_t count = 1;
-    for (const auto extent : extents) {
-      count *= extent;
-    }
+    const std::size_t count = count_of(extents);
     // Storage that is smaller than the shape says would come back as fill values.
     if (H5Dget_storage_size(dataset) != count * sizeof(T)) {
       fail(
           fmt::format("dataset {} holds {} bytes, expected {}", name, H5Dget_storage_size(dataset), count * sizeof(T)));
     }
-    std::vector<T> data(count);
-    check(H5Dread(dataset, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, data.data()), "H5Dread");
-    return data;
+    return dataset;
   }
 
- private:
   Handle open_attribute(const char* name) const {
     if (H5Aexists(object_, name) <= 0) {
       fail(fmt::format("attribute {} is missing", name));

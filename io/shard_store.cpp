@@ -3,9 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstring>
 #include <iterator>
 #include <set>
 #include <system_error>
+#include <tuple>
 #include <utility>
 
 #include "io/atomic_file.hpp"
@@ -76,12 +78,22 @@ std::vector<std::string> group_names(hid_t file) {
   return names;
 }
 
-/// The linear in the group `name`, and its place among the block's linears.
-std::pair<std::int64_t, PackedLinear> read_linear(hid_t file, const std::string& name, const std::string& where) {
+/// What a shard says of a linear, and where its arrays lie.
+struct StoredLinear {
+  std::int64_t index = 0;  ///< among the block's linears
+  PackedLinear linear;     ///< without its arrays
+  hdf5::Range qweight;
+  hdf5::Range scales;
+  hdf5::Range zeros;
+  hdf5::Range g_idx;
+};
+
+StoredLinear find_linear(hid_t file, const std::string& name, const std::string& where) {
   const Handle group(H5Gopen2(file, name.c_str(), H5P_DEFAULT), H5Gclose, "H5Gopen");
   const ObjectReader reader(group, fmt::format("{}: {}", where, name));
   const std::int64_t bits = reader.integer("bits");
-  PackedLinear linear;
+  StoredLinear stored;
+  PackedLinear& linear = stored.linear;
   linear.name = name;
   linear.group_size = reader.integer("group_size");
   linear.sym = reader.integer("sym") != 0;
@@ -93,16 +105,37 @@ std::pair<std::int64_t, PackedLinear> read_linear(hid_t file, const std::string&
     reader.fail(*obstacle);
   }
   linear.record = reader.json("record");
-  linear.qweight = reader.dataset<std::uint32_t>("qweight", matrix(linear.cols * linear.bits / 32, linear.rows));
-  linear.scales = reader.dataset<Half>("scales", matrix(linear.groups(), linear.rows));
-  linear.zeros = reader.dataset<std::uint8_t>("zeros", matrix(linear.groups(), linear.rows));
-  linear.g_idx = reader.dataset<std::int32_t>("g_idx", {static_cast<hsize_t>(linear.cols)});
-  validate(linear);
-  const std::int64_t index = reader.integer("index");
-  return {index, std::move(linear)};
+  stored.qweight = reader.range<std::uint32_t>("qweight", matrix(linear.cols * linear.bits / 32, linear.rows));
+  stored.scales = reader.range<Half>("scales", matrix(linear.groups(), linear.rows));
+  stored.zeros = reader.range<std::uint8_t>("zeros", matrix(linear.groups(), linear.rows));
+  stored.g_idx = reader.range<std::int32_t>("g_idx", {static_cast<hsize_t>(linear.cols)});
+  stored.index = reader.integer("index");
+  return stored;
 }
 
-BlockShard read_shard_file(hid_t file, const std::string& name) {
+template <class T>
+std::vector<T> elements(std::span<const std::byte> image, const hdf5::Range& range, const std::string& where) {
+  if (range.offset > image.size() || range.count > (image.size() - range.offset) / sizeof(T)) {
+    throw Error(ErrorKind::input, fmt::format("{}: a dataset of {} elements at byte {} of {}", where, range.count,
+                                              range.offset, image.size()));
+  }
+  std::vector<T> values(range.count);
+  std::memcpy(values.data(), image.data() + range.offset, range.count * sizeof(T));
+  return values;
+}
+
+PackedLinear take_linear(std::span<const std::byte> image, const StoredLinear& stored, const std::string& where) {
+  PackedLinear linear = stored.linear;
+  linear.qweight = elements<std::uint32_t>(image, stored.qweight, where);
+  linear.scales = elements<Half>(image, stored.scales, where);
+  linear.zeros = elements<std::uint8_t>(image, stored.zeros, where);
+  linear.g_idx = elements<std::int32_t>(image, stored.g_idx, where);
+  validate(linear);
+  return linear;
+}
+
+/// What the image says of its block, the linears without their arrays; and where those lie.
+std::pair<BlockShard, std::vector<StoredLinear>> find_linears(hid_t file, const std::string& name) {
   const ObjectReader reader(file, name);
   const std::int64_t version = reader.integer("format_version");
   if (version != format_version) {
@@ -113,18 +146,27 @@ BlockShard read_shard_file(hid_t file, const std::string& name) {
   shard.fingerprint = reader.text("fingerprint");
   shard.block = reader.integer("block");
   shard.spec = reader.json("spec");
-  std::vector<std::pair<std::int64_t, PackedLinear>> linears;
+  std::vector<StoredLinear> linears;
   for (const auto& group : group_names(file)) {
-    linears.push_back(read_linear(file, group, name));
+    linears.push_back(find_linear(file, group, name));
   }
-  std::sort(linears.begin(), linears.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
-  for (auto& [index, linear] : linears) {
-    if (index != std::ssize(shard.linears)) {
-      reader.fail(fmt::format("{} has the index {}, expected {}", linear.name, index, shard.linears.size()));
+  std::sort(linears.begin(), linears.end(), [](const auto& a, const auto& b) { return a.index < b.index; });
+  for (const auto& stored : linears) {
+    if (stored.index != std::ssize(shard.linears)) {
+      reader.fail(
+          fmt::format("{} has the index {}, expected {}", stored.linear.name, stored.index, shard.linears.size()));
     }
-    shard.linears.push_back(std::move(linear));
+    shard.linears.push_back(stored.linear);
   }
-  return shard;
+  return {std::move(shard), std::move(linears)};
+}
+
+std::pair<BlockShard, std::vector<StoredLinear>> find_linears(std::span<const std::byte> image,
+                                                              const std::string& name) {
+  std::pair<BlockShard, std::vector<StoredLinear>> found;
+  hdf5::read_image(image, name, "it is no shard of this program",
+                   [&](hid_t file) { found = find_linears(file, name); });
+  return found;
 }
 
 }  // namespace
@@ -149,10 +191,29 @@ std::vector<std::byte> to_image(const BlockShard& shard) {
 }
 
 BlockShard from_image(std::span<const std::byte> image, const std::string& name) {
-  BlockShard shard;
-  hdf5::read_image(image, name, "it is no shard of this program",
-                   [&](hid_t file) { shard = read_shard_file(file, name); });
-  return shard;
+  auto [shard, linears] = find_linears(image, name);
+  for (std::size_t i = 0; i < linears.size(); ++i) {
+    shard.linears[i] = take_linear(image, linears[i], name);
+  }
+  return std::move(shard);
+}
+
+struct ShardFile::Content {
+  std::string name;
+  LargeMemory image;
+  BlockShard account;
+  std::vector<StoredLinear> linears;
+};
+
+ShardFile::ShardFile(std::unique_ptr<Content> content) : content_(std::move(content)) {}
+ShardFile::ShardFile(ShardFile&&) noexcept = default;
+ShardFile& ShardFile::operator=(ShardFile&&) noexcept = default;
+ShardFile::~ShardFile() = default;
+
+const BlockShard& ShardFile::account() const { return content_->account; }
+
+PackedLinear ShardFile::read(std::size_t index) const {
+  return take_linear(std::as_const(content_->image).bytes(), content_->linears.at(index), content_->name);
 }
 
 fs::path ShardStore::shard_path(std::int64_t block) const {
@@ -172,16 +233,27 @@ nlohmann::json ShardStore::run_of(std::int64_t block) const {
   return sidecar ? sidecar->run : nlohmann::json();
 }
 
-BlockShard ShardStore::read(std::int64_t block) const {
-  const std::string name = shard_path(block).string();
-  const auto [image, run] = file(block).read(max_shard_file_bytes);
-  BlockShard shard = from_image(image, name);
-  if (shard.block != block) {
+ShardFile ShardStore::open(std::int64_t block) const {
+  auto content = std::make_unique<ShardFile::Content>();
+  content->name = shard_path(block).string();
+  nlohmann::json run;
+  std::tie(content->image, run) = file(block).read(max_shard_file_bytes);
+  std::tie(content->account, content->linears) = find_linears(std::as_const(content->image).bytes(), content->name);
+  if (content->account.block != block) {
     throw Error(ErrorKind::input,
-                fmt::format("{}: holds block {}, expected {}; the file was renamed: remove it and run again", name,
-                            shard.block, block));
+                fmt::format("{}: holds block {}, expected {}; the file was renamed: remove it and run again",
+                            content->name, content->account.block, block));
   }
-  shard.run = run;
+  content->account.run = std::move(run);
+  return ShardFile(std::move(content));
+}
+
+BlockShard ShardStore::read(std::int64_t block) const {
+  const ShardFile file = open(block);
+  BlockShard shard = file.account();
+  for (std::size_t i = 0; i < shard.linears.size(); ++i) {
+    shard.linears[i] = file.read(i);
+  }
   return shard;
 }
 

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <span>
@@ -35,6 +36,26 @@ std::vector<std::byte> to_image(const BlockShard& shard);
 /// @throws Error (input)
 BlockShard from_image(std::span<const std::byte> image, const std::string& name);
 
+/// A shard in memory whose checksum held. Its linears' arrays come one linear at a time. Thread-safe.
+class ShardFile {
+ public:
+  ShardFile(ShardFile&&) noexcept;
+  ShardFile& operator=(ShardFile&&) noexcept;
+  ~ShardFile();
+
+  /// All but the linears' arrays, which are empty.
+  const BlockShard& account() const;
+  /// account().linears[index] with its arrays. @throws Error (input) when they are not valid
+  PackedLinear read(std::size_t index) const;
+
+ private:
+  friend class ShardStore;
+  struct Content;
+  explicit ShardFile(std::unique_ptr<Content> content);
+
+  std::unique_ptr<Content> content_;
+};
+
 using ShardStatus = FileStatus;
 using ShardState = FileState;
 
@@ -58,6 +79,8 @@ class ShardStore {
   nlohmann::json run_of(std::int64_t block) const;
   /// Why a shard cannot be whole, as far as its sidecar and the file's length tell; empty where they tell nothing.
   std::string obstacle(std::int64_t block) const { return state(block, false).reason; }
+  /// Compares the checksum, then finds what the shard holds. @throws Error (input) as read
+  ShardFile open(std::int64_t block) const;
   /// Compares the checksum, then reads. @throws Error (input) when the shard is missing, damaged or another block's
   BlockShard read(std::int64_t block) const;
   /// Removes what a killed run left half-written. Call it where no other process writes to the folder.

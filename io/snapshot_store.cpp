@@ -87,7 +87,7 @@ void SnapshotStore::read(const Snapshot& expected, std::span<std::byte> data) co
   const std::string name = source.path().string();
   fault_point("snapshot.read");
   const auto image = source.read(max_file_bytes).first;
-  hdf5::read_image(image, name, "it is no snapshot of this program", [&](hid_t file) {
+  hdf5::read_image(image.bytes(), name, "it is no snapshot of this program", [&](hid_t file) {
     const hdf5::ObjectReader reader(file, name);
     if (reader.integer("format_version") != format_version) {
       reader.fail("it has another format version");

@@ -335,14 +335,15 @@ TimeLimits time_limits(const CommandLine& line) {
   if (line.has("job-end")) {
     end = line.get<std::int64_t>("job-end");
   } else if (variable == nullptr ||
-             std::from_chars(variable, variable + std::strlen(variable), end).ec != std::errc()) {
+             std::from_chars(variable, variable + std::strlen(variable), end).ec != std::errc() || end <= 0) {
     if (line.has("time-margin")) {
       refuse("--time-margin: the job's end is not known; give it with --job-end (outside of SLURM)");
     }
     return {};
   }
   const std::chrono::duration<double> now = std::chrono::system_clock::now().time_since_epoch();
-  const double left = static_cast<double>(end) - now.count();
+  constexpr double years = 3e8;  // far enough for a job without an end, and no clock overflows
+  const double left = std::min(static_cast<double>(end) - now.count(), years);
   constexpr double usual_margin = 60;
   const double margin = line.has("time-margin") ? line.get<double>("time-margin") : std::min(usual_margin, left / 10);
   if (!(left > 0)) {

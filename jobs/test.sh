@@ -33,9 +33,8 @@ if clang++ -fsanitize=fuzzer,address,undefined -x c++ - -o build/has_fuzzer <<<"
   export -f fuzz
   for fuzzer in "${fuzzers[@]}"; do
     case $fuzzer in
-      safetensors_header) seconds=60 ;; # what people download
-      shard_file | work_folder) seconds=10 ;;
-      *) seconds=20 ;;
+      safetensors_header) seconds=30 ;; # what people download
+      *) seconds=10 ;;
     esac
     echo "$fuzzer $seconds"
   done | xargs -P "$(nproc)" -L 1 bash -c 'set -euo pipefail; fuzz "$@"' fuzz

@@ -1,8 +1,10 @@
 #include "pipeline/artifact.hpp"
 
 #include <algorithm>
+#include <future>
 #include <map>
 #include <mutex>
+#include <set>
 #include <unordered_map>
 
 #include "io/artifact/companions.hpp"
@@ -40,76 +42,69 @@ std::vector<std::string> linears_outside_blocks(const ModelSpec& model) {
   return names;
 }
 
-/// Layers of shards one at a time. A shard is read whole, when the first of its layers is asked for, and dropped with
-/// its last one; at most two are held, the one that is being used up and the next.
+/// @throws Error (input) for a shard of another run
+void require_own(const io::ShardStore& store, const io::BlockShard& shard, const std::string& fingerprint) {
+  if (shard.fingerprint != fingerprint) {
+    throw Error(ErrorKind::input, fmt::format("{} was made by another run (fingerprint {}, this run's is {}); delete "
+                                              "it and run again, or use another --work",
+                                              store.shard_path(shard.block).string(), shard.fingerprint, fingerprint));
+  }
+}
+
+/// Layers of shards one at a time. A shard is read when the first of its layers is asked for; at most two are held, the
+/// one that is being used up and the next.
 class ShardLayers {
  public:
   ShardLayers(const io::ShardStore& store, std::string fingerprint, std::function<void(const io::BlockShard&)> seen)
       : store_(store), fingerprint_(std::move(fingerprint)), seen_(std::move(seen)) {}
 
   io::PackedLinear read(std::int64_t block, const std::string& module) {
-    const auto held = hold(block);
-    const std::lock_guard lock(held->mutex);
-    if (!held->read || held->taken[module]) {  // a layer cut by the end of a file is asked for twice
-      load(*held, block);
-    }
-    const auto found = std::find_if(held->shard.linears.begin(), held->shard.linears.end(),
+    const auto file = hold(block).get();
+    const auto& linears = file->account().linears;
+    const auto found = std::find_if(linears.begin(), linears.end(),
                                     [&](const io::PackedLinear& linear) { return linear.name == module; });
-    if (found == held->shard.linears.end()) {
+    if (found == linears.end()) {
       throw Error(ErrorKind::input, fmt::format("{} lacks the module {}", store_.shard_path(block).string(), module));
     }
-    held->taken[module] = true;
-    return std::move(*found);
+    return file->read(static_cast<std::size_t>(found - linears.begin()));
   }
 
  private:
-  struct Held {
-    std::mutex mutex;
-    bool read = false;
-    io::BlockShard shard;
-    std::unordered_map<std::string, bool> taken;
-  };
+  using Held = std::shared_future<std::shared_ptr<const io::ShardFile>>;
 
-  std::shared_ptr<Held> hold(std::int64_t block) {
-    const std::lock_guard lock(mutex_);
-    auto& held = held_[block];
-    if (held == nullptr) {
-      held = std::make_shared<Held>();
+  /// The first who asks reads the shard, the others wait for it.
+  Held hold(std::int64_t block) {
+    std::promise<std::shared_ptr<const io::ShardFile>> promise;
+    const Held held = promise.get_future().share();
+    {
+      const std::lock_guard lock(mutex_);
+      if (const auto found = held_.find(block); found != held_.end()) {
+        return found->second;
+      }
+      while (held_.size() > 1) {
+        held_.erase(held_.begin());
+      }
+      held_[block] = held;
     }
-    auto result = held;
-    while (held_.size() > 2) {
-      held_.erase(held_.begin()->first == block ? std::prev(held_.end()) : held_.begin());
+    try {
+      auto file = std::make_shared<const io::ShardFile>(open_shard(store_, block, fingerprint_));
+      const std::lock_guard lock(mutex_);
+      if (seen_blocks_.insert(block).second) {
+        seen_(file->account());
+      }
+      promise.set_value(std::move(file));
+    } catch (...) {
+      promise.set_exception(std::current_exception());
     }
-    return result;
-  }
-
-  void load(Held& held, std::int64_t block) {
-    held.shard = {};  // before the next is read
-    held.taken.clear();
-    held.shard = read_shard(store_, block, fingerprint_);
-    held.read = true;
-    io::BlockShard account{.block = block,
-                           .fingerprint = held.shard.fingerprint,
-                           .spec = held.shard.spec,
-                           .linears = {},
-                           .run = held.shard.run};
-    for (const auto& linear : held.shard.linears) {
-      account.linears.emplace_back().name = linear.name;
-      account.linears.back().record = linear.record;
-    }
-    const std::lock_guard lock(mutex_);
-    if (!seen_blocks_[block]) {
-      seen_blocks_[block] = true;
-      seen_(account);
-    }
+    return held;
   }
 
   const io::ShardStore& store_;
   std::string fingerprint_;
   std::function<void(const io::BlockShard&)> seen_;
   std::mutex mutex_;
-  std::map<std::int64_t, std::shared_ptr<Held>> held_;
-  std::map<std::int64_t, bool> seen_blocks_;
+  std::map<std::int64_t, Held> held_;
+  std::set<std::int64_t> seen_blocks_;
 };
 
 /// Whether no quantized linear has a zero point of its own.
@@ -282,13 +277,15 @@ std::unique_ptr<io::ArtifactWriter> make_artifact_writer(io::ArtifactFormat form
   return io::make_folder_writer(format, content, options);
 }
 
+io::ShardFile open_shard(const io::ShardStore& store, std::int64_t block, const std::string& fingerprint) {
+  auto shard = store.open(block);
+  require_own(store, shard.account(), fingerprint);
+  return shard;
+}
+
 io::BlockShard read_shard(const io::ShardStore& store, std::int64_t block, const std::string& fingerprint) {
   auto shard = store.read(block);
-  if (shard.fingerprint != fingerprint) {
-    throw Error(ErrorKind::input, fmt::format("{} was made by another run (fingerprint {}, this run's is {}); delete "
-                                              "it and run again, or use another --work",
-                                              store.shard_path(block).string(), shard.fingerprint, fingerprint));
-  }
+  require_own(store, shard, fingerprint);
   return shard;
 }
 

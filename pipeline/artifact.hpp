@@ -42,6 +42,8 @@ io::ArtifactContent content_of_artifact(const io::ArtifactReader& reader, const 
 std::unique_ptr<io::ArtifactWriter> make_artifact_writer(io::ArtifactFormat format, const io::ArtifactContent& content,
                                                          const ModelSpec& model, const io::ArtifactOptions& options);
 
+/// Opens a shard and checks that it belongs to the run. @throws as read_shard
+io::ShardFile open_shard(const io::ShardStore& store, std::int64_t block, const std::string& fingerprint);
 /// Reads a shard and checks that it belongs to the run. @throws Error (input) naming the shard and both fingerprints
 io::BlockShard read_shard(const io::ShardStore& store, std::int64_t block, const std::string& fingerprint);
 

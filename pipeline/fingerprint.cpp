@@ -22,7 +22,8 @@ std::vector<std::string> fingerprint_differences(const nlohmann::json& there, co
   std::vector<std::string> differences;
   const auto compare = [&](const std::string& key) {
     if (value(a, key) != value(b, key)) {
-      std::string name = key.substr(1);
+      // A key begins with a slash but for the one of an edited fingerprint that is no object, or an empty one.
+      std::string name = key.empty() ? "fingerprint" : key.substr(1);
       std::replace(name.begin(), name.end(), '/', '.');
       differences.push_back(fmt::format("{}: {} there, {} here", name, value(a, key), value(b, key)));
     }

@@ -24,6 +24,91 @@ void add_model_card(const std::string& card, const io::AtomicFolder& folder, io:
   summary.bytes += summary.files.back().bytes;
 }
 
+void begin(const io::ShardStore& store, const nlohmann::json& fingerprint, const Source& source) {
+  const auto blocks = std::ssize(source.model.blocks);
+  require_shards(store, blocks);
+  store.write_manifest(blocks, fingerprint);
+}
+
+/// One process's part of a merge: some of the files of weights, and what it saw of the blocks on the way.
+class Merge {
+ public:
+  Merge(const io::ShardStore& store, const nlohmann::json& fingerprint, const Source& source,
+        const MergeOptions& options)
+      : fingerprint_(fingerprint),
+        format_(options.format.value_or(default_format(fingerprint))),
+        content_(content_of_shards(store, fingerprint, source,
+                                   [this](const io::BlockShard& account) {
+                                     const std::lock_guard lock(mutex_);
+                                     seen_[account.block] = account;
+                                   })),
+        writer_(make_artifact_writer(format_, content_, source.model, {.max_shard_bytes = options.max_shard_bytes})) {}
+
+  /// Every `ranks`-th file from number `rank` on. @return an account for finish()
+  nlohmann::json write_files(const std::filesystem::path& folder, int rank, int ranks) const {
+    nlohmann::json files = nlohmann::json::object();
+    for (int file = rank; file < writer_->weight_files(); file += ranks) {
+      const auto written = writer_->write_weights(file, folder);
+      files[std::to_string(file)] = {written.name, written.bytes, written.xxh3_128};
+    }
+    nlohmann::json blocks = nlohmann::json::array();
+    for (const auto& [block, account] : seen_) {
+      nlohmann::json linears = nlohmann::json::array();
+      for (const auto& linear : account.linears) {
+        linears.push_back({linear.name, linear.record});
+      }
+      blocks.push_back({{"block", block}, {"run", account.run}, {"linears", std::move(linears)}});
+    }
+    return {{"files", std::move(files)}, {"blocks", std::move(blocks)}};
+  }
+
+  /// Writes what is left and makes the folder appear.
+  io::ArtifactSummary finish(io::AtomicFolder& folder, const std::vector<nlohmann::json>& accounts,
+                             std::int64_t max_fallbacks, LayerTable& table) const {
+    std::map<int, io::ArtifactFile> files;
+    std::map<std::int64_t, io::BlockShard> blocks;  // those that two files share were seen by both ranks
+    for (const auto& account : accounts) {
+      for (const auto& [number, file] : account.at("files").items()) {
+        files[std::stoi(number)] = {.name = file.at(0), .bytes = file.at(1), .xxh3_128 = file.at(2)};
+      }
+      for (const auto& entry : account.at("blocks")) {
+        io::BlockShard shard{
+            .block = entry.at("block"), .fingerprint = {}, .spec = {}, .linears = {}, .run = entry.at("run")};
+        for (const auto& linear : entry.at("linears")) {
+          shard.linears.emplace_back().name = linear.at(0);
+          shard.linears.back().record = linear.at(1);
+        }
+        blocks[shard.block] = std::move(shard);
+      }
+    }
+    for (const auto& [block, shard] : blocks) {
+      table.add(shard);
+    }
+    check_fallbacks(table, max_fallbacks);
+    io::ArtifactSummary summary;
+    for (auto& [number, file] : files) {
+      summary.files.push_back(std::move(file));
+    }
+    for (auto& file : writer_->write_rest(folder.path())) {
+      summary.files.push_back(std::move(file));
+    }
+    for (const auto& file : summary.files) {
+      summary.bytes += file.bytes;
+    }
+    add_model_card(model_card(format_, content_, &fingerprint_, &table), folder, summary);
+    folder.commit();
+    return summary;
+  }
+
+ private:
+  nlohmann::json fingerprint_;
+  io::ArtifactFormat format_;
+  std::mutex mutex_;
+  std::map<std::int64_t, io::BlockShard> seen_;
+  io::ArtifactContent content_;
+  std::unique_ptr<io::ArtifactWriter> writer_;
+};
+
 }  // namespace
 
 bool is_filled(const std::filesystem::path& path) {
@@ -70,26 +155,36 @@ void check_fallbacks(const LayerTable& table, std::int64_t most) {
 
 io::ArtifactSummary merge(const io::ShardStore& store, const nlohmann::json& fingerprint, const Source& source,
                           const MergeOptions& options, std::int64_t max_fallbacks, LayerTable& table) {
-  const auto blocks = std::ssize(source.model.blocks);
-  require_shards(store, blocks);
-  store.write_manifest(blocks, fingerprint);
-  std::mutex mutex;
-  std::map<std::int64_t, io::BlockShard> accounts;
-  const auto content = content_of_shards(store, fingerprint, source, [&](const io::BlockShard& account) {
-    const std::lock_guard lock(mutex);
-    accounts[account.block] = account;
-  });
-  const auto format = options.format.value_or(default_format(fingerprint));
-  const auto writer = make_artifact_writer(format, content, source.model, {.max_shard_bytes = options.max_shard_bytes});
+  begin(store, fingerprint, source);
+  Merge work(store, fingerprint, source, options);
   io::AtomicFolder folder(options.out);
-  auto summary = write_artifact(*writer, folder);
-  for (const auto& [block, account] : accounts) {
-    table.add(account);
+  return work.finish(folder, {work.write_files(folder.path(), 0, 1)}, max_fallbacks, table);
+}
+
+io::ArtifactSummary merge(comm::World& world, const io::ShardStore& store, const nlohmann::json& fingerprint,
+                          const Source& source, const MergeOptions& options, std::int64_t max_fallbacks,
+                          LayerTable& table) {
+  const auto step = world.long_host_step("merging the shards");
+  world.set_activity("merging the shards");
+  std::optional<io::AtomicFolder> folder;
+  if (world.rank() == 0) {
+    begin(store, fingerprint, source);
+    folder.emplace(options.out);
   }
-  check_fallbacks(table, max_fallbacks);
-  add_model_card(model_card(format, content, &fingerprint, &table), folder, summary);
-  folder.commit();
-  return summary;
+  const std::filesystem::path path =
+      world.group().broadcast_string(folder ? folder->path().string() : "", 0, "the folder of the artifact");
+  Merge work(store, fingerprint, source, options);
+  const std::string account = work.write_files(path, world.rank(), world.size()).dump();
+  const auto gathered = world.group().all_gather_bytes(std::as_bytes(std::span(account)), "what each rank has merged");
+  if (world.rank() != 0) {
+    return {};
+  }
+  std::vector<nlohmann::json> accounts;
+  for (const auto& bytes : gathered) {
+    const auto* text = reinterpret_cast<const char*>(bytes.data());
+    accounts.push_back(nlohmann::json::parse(text, text + bytes.size()));
+  }
+  return work.finish(*folder, accounts, max_fallbacks, table);
 }
 
 std::int64_t total_bytes(const io::CheckpointReader& tensors) {

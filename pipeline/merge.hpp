@@ -4,6 +4,7 @@
 #include <optional>
 #include <string>
 
+#include "comm/world.hpp"
 #include "io/artifact/artifact_writer.hpp"
 #include "io/shard_store.hpp"
 #include "pipeline/quantize_run.hpp"
@@ -42,6 +43,12 @@ void check_fallbacks(const LayerTable& table, std::int64_t most);
 /// @param table  gets every block's records, in order
 io::ArtifactSummary merge(const io::ShardStore& store, const nlohmann::json& fingerprint, const Source& source,
                           const MergeOptions& options, std::int64_t max_fallbacks, LayerTable& table);
+/// The same, the files of weights split over the world's ranks, which see one file system. Collective.
+/// @param table  filled on rank 0
+/// @return on rank 0; nothing on the others
+io::ArtifactSummary merge(comm::World& world, const io::ShardStore& store, const nlohmann::json& fingerprint,
+                          const Source& source, const MergeOptions& options, std::int64_t max_fallbacks,
+                          LayerTable& table);
 
 /// Bytes of the model's files.
 std::int64_t total_bytes(const io::CheckpointReader& tensors);

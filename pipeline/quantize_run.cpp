@@ -217,7 +217,7 @@ Found look_at_disk(comm::World& world, const QuantizeConfig& config, const Sourc
   world.group().broadcast(std::as_writable_bytes(std::span(found.valid)), 0, "finished blocks");
   found.complete = world.group().broadcast_value<std::uint8_t>(found.complete ? 1 : 0, 0, "state of the output") != 0;
   if (!found.complete) {
-    const bool calibrated = needs_calibration(config.spec);
+    const bool calibrated = plan.samples > 0;
     if (calibrated) {
       const auto snapshot = choose_snapshot(world, io::SnapshotStore(config.work), plan, found.work, observer.note);
       found.first = snapshot ? *snapshot + 1 : 0;
@@ -514,7 +514,7 @@ class StageRun {
   /// The hidden states are worth keeping where a block behind this one is still to be computed.
   void save_snapshot(std::int64_t block) {
     if (config_.snapshot_every > 0 && (block + 1) % config_.snapshot_every == 0 && block + 1 < end_ &&
-        needs_calibration(spec_)) {
+        needs_calibration(layers_)) {
       checkpoint_.save(block, quantizer_.hidden());
     }
   }
@@ -783,22 +783,25 @@ QuantizeSummary run_quantize(comm::World& world, Backend& backend, const Quantiz
   const auto all_seconds = world.group().all_gather_bytes(std::as_bytes(std::span(rank_seconds)), "seconds of ranks");
   const auto stage_flops = world.group().all_gather(static_cast<std::int64_t>(flops / 1e6), "work done");
 
+  LayerTable table;
+  nlohmann::json files = nlohmann::json::array();
+  const auto merge_start = Clock::now();
+  const io::ShardStore store(config.work);
   if (world.rank() == 0) {
-    const auto step = world.long_host_step("merging the shards");
-    world.set_activity("merging the shards");
     fault_point("merge");
     discard_snapshots(config.work);  // every block is done
-    LayerTable table;
-    nlohmann::json files = nlohmann::json::array();
-    const auto merge_start = Clock::now();
-    const io::ShardStore store(config.work);
-    if (config.merge) {
-      const auto artifact = merge(store, found.fingerprint, source, merge_options(config), config.max_fallbacks, table);
-      summary.artifact_bytes = artifact.bytes;
-      for (const auto& file : artifact.files) {
-        files.push_back({{"name", file.name}, {"bytes", file.bytes}, {"xxh3_128", file.xxh3_128}});
-      }
-    } else {
+  }
+  if (config.merge) {
+    const auto artifact =
+        merge(world, store, found.fingerprint, source, merge_options(config), config.max_fallbacks, table);
+    summary.artifact_bytes = artifact.bytes;
+    for (const auto& file : artifact.files) {
+      files.push_back({{"name", file.name}, {"bytes", file.bytes}, {"xxh3_128", file.xxh3_128}});
+    }
+  }
+  if (world.rank() == 0) {
+    if (!config.merge) {
+      const auto step = world.long_host_step("reading the shards");
       read_layers(store, found.fingerprint, plan.blocks, config.max_fallbacks, table);
     }
     summary.loss_ratio = table.loss_ratio();

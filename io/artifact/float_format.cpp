@@ -2,6 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <array>
+
 namespace gptqd::io {
 
 namespace {
@@ -23,15 +26,41 @@ BFloat16 rounded<BFloat16>(float value) {
 
 /// [rows, cols]. The products are exact in float: 11 bits of a scale times 9 of a difference.
 template <class T>
-OwnedBytes dequantized(const PackedLinear& linear) {
-  const auto codes = unpack_qweight(linear.qweight, linear.rows, linear.cols, linear.bits);
-  std::vector<T> weights(codes.size());
+OwnedBytes dequantized(PackedLinear linear) {
+  const std::int64_t words = linear.cols * linear.bits / 32;
+  const auto packed = transpose_words({linear.qweight.data(), {words, linear.rows}});
+  linear.qweight = {};
+  const std::size_t levels = std::size_t{1} << linear.bits;
+  std::array<T, 256> of_code;
+  std::vector<T> weights(static_cast<std::size_t>(linear.rows * linear.cols));
   for (std::int64_t row = 0; row < linear.rows; ++row) {
-    for (std::int64_t col = 0; col < linear.cols; ++col) {
-      const auto group = static_cast<std::size_t>(linear.g_idx[static_cast<std::size_t>(col)] * linear.rows + row);
-      const auto place = static_cast<std::size_t>(row * linear.cols + col);
-      weights[place] =
-          rounded<T>(to_float(linear.scales[group]) * static_cast<float>(int{codes[place]} - int{linear.zeros[group]}));
+    const auto codes =
+        unpack_rows(std::span(packed).subspan(static_cast<std::size_t>(row * words), static_cast<std::size_t>(words)),
+                    1, linear.cols, linear.bits);
+    T* const out = weights.data() + row * linear.cols;
+    for (std::size_t col = 0; col < codes.size();) {
+      std::size_t end = col + 1;
+      while (end < codes.size() && linear.g_idx[end] == linear.g_idx[col]) {
+        ++end;
+      }
+      const auto group = static_cast<std::size_t>(linear.g_idx[col] * linear.rows + row);
+      const float scale = to_float(linear.scales[group]);
+      const int zero = linear.zeros[group];
+      const auto weight = [&](std::size_t code) {
+        return rounded<T>(scale * static_cast<float>(static_cast<int>(code) - zero));
+      };
+      if (end - col >= 2 * levels) {  // most groups: each number once
+        for (std::size_t code = 0; code < levels; ++code) {
+          of_code[code] = weight(code);
+        }
+        std::transform(codes.begin() + static_cast<std::ptrdiff_t>(col),
+                       codes.begin() + static_cast<std::ptrdiff_t>(end), out + col,
+                       [&](std::uint8_t code) { return of_code[code]; });
+      } else {
+        std::transform(codes.begin() + static_cast<std::ptrdiff_t>(col),
+                       codes.begin() + static_cast<std::ptrdiff_t>(end), out + col, weight);
+      }
+      col = end;
     }
   }
   return OwnedBytes::of(std::move(weights));
@@ -53,11 +82,11 @@ std::vector<FormatTensor> FloatFormat::tensors(const LayerFormat& layer) const {
 std::vector<OwnedBytes> FloatFormat::bytes(PackedLinear linear) const {
   switch (dtype_) {
     case DType::f16:
-      return {dequantized<Half>(linear)};
+      return {dequantized<Half>(std::move(linear))};
     case DType::bf16:
-      return {dequantized<BFloat16>(linear)};
+      return {dequantized<BFloat16>(std::move(linear))};
     default:
-      return {dequantized<float>(linear)};
+      return {dequantized<float>(std::move(linear))};
   }
 }
 

@@ -10,7 +10,8 @@ namespace gptqd::io {
 
 namespace {
 
-constexpr std::int64_t piece_bytes = std::int64_t{32} << 20;
+// Below this the allocator gives memory out again that it got back, without new pages from the system.
+constexpr std::int64_t piece_bytes = std::int64_t{8} << 20;
 
 }  // namespace
 

@@ -18,7 +18,7 @@ struct TensorBytes {
 /// Makes the next bytes of one or several tensors. Called once, on any thread.
 using Piece = std::function<std::vector<TensorBytes>()>;
 
-/// Pieces of at most 32 MiB that are a passing tensor as it lies in the source.
+/// Pieces of at most 8 MiB that are a passing tensor as it lies in the source.
 void append_passing(std::vector<Piece>& pieces, std::size_t tensor, const CheckpointReader& source,
                     const TensorInfo& info);
 

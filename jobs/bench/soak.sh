@@ -37,7 +37,7 @@ pid_of_rank() { # LAUNCHER RANK RANKS
     return
   fi
   for pid in $(pgrep -P "$1"); do
-    if tr '\0' '\n' <"/proc/$pid/environ" 2>/dev/null | grep -qx "OMPI_COMM_WORLD_RANK=$2"; then
+    if { tr '\0' '\n' <"/proc/$pid/environ" | grep -qx "OMPI_COMM_WORLD_RANK=$2"; } 2>/dev/null; then
       echo "$pid"
       return
     fi
@@ -80,8 +80,8 @@ while ((killed < wanted)); do
   if ((killed % 2)); then
     point=$(pick "${points[@]}")
     how="$point@$rank:kill:$((1 + RANDOM % 12))"
-    status=0
-    GPTQ_DIST_FAULT=$how "${command[@]}" >"$folder/log" 2>&1 || status=$?
+    GPTQ_DIST_FAULT=$how "${command[@]}" >"$folder/log" 2>&1 &
+    launcher=$!
   else
     moment=$((RANDOM * 32768 + RANDOM)) # 30 bits
     moment=$((moment % duration[$ranks]))
@@ -91,9 +91,9 @@ while ((killed < wanted)); do
     sleep "$((moment / 1000)).$(printf %03d $((moment % 1000)))"
     pid=$(pid_of_rank "$launcher" "$rank" "$ranks")
     [[ -z $pid ]] || kill -KILL "$pid" 2>/dev/null || true
-    status=0
-    wait "$launcher" || status=$?
   fi
+  status=0
+  { wait "$launcher" || status=$?; } 2>/dev/null
   if ((status == 0)) || grep -q 'has to be numbers\|there is no point' "$folder/log"; then
     rm -rf "$out" "$out.work"
     continue

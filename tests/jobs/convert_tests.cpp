@@ -40,6 +40,13 @@ class Formats : public ::testing::TestWithParam<Setting> {
     return gptq_dist(1, Words{"convert", from, "--to", format, "--out", to});
   }
 
+  /// Of all files but the model card, which tells of the run where there was one.
+  static std::map<std::string, std::string> contents(const fs::path& folder) {
+    auto sums = checksums(folder);
+    EXPECT_EQ(sums.erase("README.md"), 1u) << folder;
+    return sums;
+  }
+
   TemporaryFolder folder_;
   fs::path out_ = folder_ / "out";
 };
@@ -53,12 +60,12 @@ TEST_P(Formats, MergedAndConvertedAreTheSameThereAndBackOrRefused) {
     const auto converted = convert(out_, format, folder_ / format);
     ASSERT_EQ(converted.code, 0) << converted.err;
 
-    EXPECT_EQ(checksums(folder_ / format), checksums(folder_ / ("merged-" + format)));
+    EXPECT_EQ(contents(folder_ / format), contents(folder_ / ("merged-" + format)));
     if (format.starts_with("gptq") || format == "compressed-tensors") {
       const auto own = GetParam().lossless.front();
       const auto back = convert(folder_ / format, own, folder_ / ("back-" + format));
       ASSERT_EQ(back.code, 0) << back.err;
-      EXPECT_EQ(checksums(folder_ / ("back-" + format)), checksums(out_));
+      EXPECT_EQ(contents(folder_ / ("back-" + format)), contents(out_));
     }
   }
   for (const auto& [format, reason] : GetParam().refused) {

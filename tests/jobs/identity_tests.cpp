@@ -49,6 +49,11 @@ const Options many_pieces{{"--panel-columns", "128"}, {"--row-tile", "32"}, {"--
 
 TEST(Identity, RanksDoNotMatter) { expect_same_bytes({{1, {}}, {2, {}}, {3, {}}, {4, {}}}); }
 
+TEST(Identity, RanksDoNotMatterWhereTheyShareTheFilesOfTheArtifact) {
+  expect_same_bytes({{1, {}}, {2, {}}, {3, {}}},
+                    {{"--max-shard-size", "0.002"}, {"--format", "gptq"}, {"--method", "rtn"}});
+}
+
 TEST(Identity, RanksDoNotMatterWithManyPanelsAndTiles) {
   expect_same_bytes({{1, {}}, {2, {}}, {3, {}}, {4, {}}}, many_pieces);
 }

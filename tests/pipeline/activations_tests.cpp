@@ -143,7 +143,9 @@ TEST_F(ActivationsTest, MemoryIsWhatThePlanSaysAndLessOnTheDeviceWhereActivation
 
     const auto measured = static_cast<double>(outcome.device_bytes);
     EXPECT_NEAR(static_cast<double>(planned.device), measured, 0.15 * measured) << name_of(activations);
-    EXPECT_EQ(outcome.host_bytes, planned.host) << name_of(activations);
+    // Beside parked activations there are statistics of rows.
+    EXPECT_NEAR(static_cast<double>(outcome.host_bytes), static_cast<double>(planned.host), 1e5)
+        << name_of(activations);
     device.push_back(outcome.device_bytes);
   }
   constexpr std::int64_t parked_bytes = samples * 128 * (256 + 1024) * 4;

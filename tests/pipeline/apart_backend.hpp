@@ -114,7 +114,7 @@ class ApartBackend final : public Backend {
   std::int64_t gram_tokens_;
   std::unique_ptr<Backend> device_ = make_cpu_backend({.threads = 1});
   std::unique_ptr<Backend> host_ = make_cpu_backend({.threads = 1});
-  std::map<const std::byte*, std::int64_t> hosts_;  // kept: no test gives such memory back before its end
+  std::map<const std::byte*, std::int64_t> hosts_;  // those given back as well: the host's arena keeps them
 };
 
 }  // namespace gptqd::pipeline::test

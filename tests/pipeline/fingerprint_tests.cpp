@@ -53,5 +53,14 @@ TEST(Fingerprint, AFieldOfOneSideAloneIsADifference) {
               UnorderedElementsAre("spec.damping: 0.01 there, nothing here", "spec.clip: nothing there, \"mse\" here"));
 }
 
+TEST(Fingerprint, WhatIsNoFingerprintDiffersInEveryField) {
+  for (const auto& edited :
+       {nlohmann::json::object(), nlohmann::json::array(), nlohmann::json(), nlohmann::json("x")}) {
+    EXPECT_THAT(fingerprint_differences(edited, {{"spec", {{"bits", 4}}}}),
+                ::testing::Contains("spec.bits: nothing there, 4 here"))
+        << edited;
+  }
+}
+
 }  // namespace
 }  // namespace gptqd::pipeline
