@@ -379,9 +379,10 @@ bool Watchdog::pause() {
     return true;
   }
   const auto end = Clock::now() + period_;
+  const auto activity = job_->activity();  // a new one is told at once: it names the place of what ends a rank
   const auto is_called = [&] { return leaving_ || last_words_.has_value(); };
   while (!wake_.wait_for(lock, std::min<Clock::duration>(signal_period, period_), is_called) && Clock::now() < end &&
-         job_->stop_request().level != StopLevel::at_once) {
+         job_->stop_request().level != StopLevel::at_once && job_->activity() == activity) {
   }
   return leaving_;
 }

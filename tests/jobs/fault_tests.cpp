@@ -152,10 +152,10 @@ TEST_F(Troubles, OfARankEndTheJobWithOneMessageThatNamesRankBlockAndPhase) {
   meet({{"phase@1:slow:2,phase@1:kill:2", 2, 137, "nothing is heard of rank 1 (block 0, attention_"},
         {"phase@0:kill:7", 3, 137, "nothing is heard of rank 0 (block "},
         {"phase@1:hang:2", 2, 70, "rank 1 has made no progress for 2 s (block "},
-        {"phase@2:stop:2", 3, 70, "rank 2 has been silent for 2 s (block "},
-        {"phase@0:stop:2", 3, 70, "rank 0 has been silent for"},
+        {"phase@2:slow:2,phase@2:stop:2", 3, 70, "rank 2 has been silent for 2 s (block "},
+        {"phase@0:slow:2,phase@0:stop:2", 3, 70, "rank 0 has been silent for"},
         {"comm.collective@1:hang:30", 2, 70, "rank 1"},
-        {"comm.collective@1:stop:40", 2, 70, "rank 1 has been silent for 2 s (block "}});
+        {"comm.collective@1:slow:40,comm.collective@1:stop:40", 2, 70, "rank 1 has been silent for 2 s (block "}});
 }
 
 TEST_F(Troubles, AnErrorOnARankIsPrintedOnceWithItsPlace) {
