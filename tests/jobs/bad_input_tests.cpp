@@ -354,7 +354,7 @@ TEST(BadInputOfQuantize, AnUnknownCommandIsRefusedByName) {
 
     EXPECT_EQ(result.code, usage);
     EXPECT_THAT(our_lines(result.err),
-                ElementsAre(::testing::AllOf(HasSubstr("quantise"), HasSubstr("quantize, plan, merge"))));
+                ElementsAre(::testing::AllOf(HasSubstr("quantise"), HasSubstr("quantize, plan, status, merge"))));
   }
 }
 
