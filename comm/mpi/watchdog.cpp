@@ -101,7 +101,7 @@ class Inbox {
     int source;
     Message message;
   };
-  std::optional<Received> poll() {
+  std::optional<Received> take_message() {
     int flag = 0;
     MPI_Status status;
     check_mpi(MPI_Test(&request_, &flag, &status), "watching the other ranks");
@@ -248,14 +248,14 @@ void Watchdog::run_hub() {
       judge.restart(now);  // this process was suspended, perhaps with all others: their reports are on the way
     }
     previous = now;
-    if (end.poll()) {
+    if (end.take_message()) {
       leave_the_word();
     }
-    if (const auto last = last_words.poll()) {
+    if (const auto last = last_words.take_message()) {
       report(last->message.code, last->message.text);
     }
     const auto own = job_->status();
-    while (const auto received = reports.poll()) {
+    while (const auto received = reports.take_message()) {
       judge.heard(received->source, status_of(received->message), now);
       job_->ask_to_stop({.level = received->message.stop_level, .cause = received->message.stop_cause});
       saved[static_cast<std::size_t>(received->source)] = received->message.saved;
@@ -319,7 +319,7 @@ void Watchdog::run_spoke() {
       heard = now;
     }
     previous = now;
-    while (const auto received = replies.poll()) {
+    while (const auto received = replies.take_message()) {
       heard = now;
       activity_of_hub = received->message.activity;
       job_->ask_to_stop({.level = received->message.stop_level, .cause = received->message.stop_cause});
@@ -330,7 +330,7 @@ void Watchdog::run_spoke() {
         return;
       }
     }
-    if (end.poll()) {
+    if (end.take_message()) {
       leave_the_word();
     }
     if (now - heard > silence_allowed()) {
