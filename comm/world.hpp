@@ -17,7 +17,7 @@ class JobState;
 
 struct WorldOptions {
   /// Silence, missing ticks or a mutual wait of this length end the job. At least 0.5.
-  double stall_seconds = 30;
+  double stall_seconds = 20;
   /// Signals ask the job to stop (see World) instead of ending this process.
   bool stop_on_signals = false;
   /// When the job ends at once, whatever it is doing: before somebody else ends it.

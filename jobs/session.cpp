@@ -70,7 +70,7 @@ po::options_description machine_options() {
                         "CPU threads of each rank; 0: its share of the node. Results do not depend on it")(
       "device", po::value<std::string>()->default_value("auto")->value_name("auto|cpu|cuda"),
       "where to compute; auto: on GPUs where there are some and the build knows them")(
-      "stall-seconds", po::value<double>()->default_value(30)->value_name("S"),
+      "stall-seconds", po::value<double>()->default_value(20)->value_name("S"),
       "end the job when a rank is silent or makes no progress for so long");
   return options;
 }

@@ -21,7 +21,7 @@ case ${GPTQ_DIST_LAUNCHER:-srun} in
     ;;
   mpirun)
     # mpirun has to notice lost nodes before --stall-seconds ends the run, or it waits for them for a quarter of an hour.
-    launcher=(mpirun --bind-to none --mca oob_tcp_keepalive_time 10 --mca oob_tcp_keepalive_intvl 3
+    launcher=(mpirun --bind-to none --mca oob_tcp_keepalive_time 6 --mca oob_tcp_keepalive_intvl 2
       --mca oob_tcp_keepalive_probes 3)
     ;;
   *)
