@@ -56,8 +56,8 @@ else
 fi
 
 say "tests"
-# Left out: the published code's other configurations, six minutes (ctest --preset cpu -R Other/), and other programs
-# that load our artifacts, twelve where they are installed (ctest --preset cpu -L interop).
+# Left out: the published code's other configurations and whole texts, ten minutes (ctest --preset cpu -R Other/), and
+# other programs that load our artifacts, twelve where they are installed (ctest --preset cpu -L interop).
 ctest --preset cpu --output-on-failure -j "$(nproc)" -E '\.Other/|^interop$'
 
 say "kills"

@@ -79,19 +79,13 @@ std::vector<ReferenceCase> other_reference_cases() {
 }
 
 std::vector<ReferenceCase> chosen_reference_cases() {
-  std::vector<ReferenceCase> cases;
-  for (const auto& model : models) {
-    for (const char* configuration : {"w4-channel-asym", "w4-g128-sym-actorder-static", "w3-g128-asym"}) {
-      cases.push_back({.model = model, .configuration = configuration});
-    }
-  }
-  cases.push_back({.model = "opt-7m", .configuration = "w4-channel-asym-not-sequential"});
-  cases.push_back({.model = "opt-7m", .configuration = "w3-channel-sym"});
-  cases.push_back({.model = "opt-7m", .configuration = "w2-g128-sym"});
-  cases.push_back({.model = "bloom-7m", .configuration = "w2-channel-asym"});
-  cases.push_back({.model = "llama-7m", .configuration = "w2-g128-asym"});
-  cases.push_back({.model = "llama-7m", .configuration = "w8-g128-sym"});
-  return cases;
+  return {{.model = "opt-7m", .configuration = "w4-channel-asym-not-sequential"},
+          {.model = "opt-7m", .configuration = "w3-channel-sym"},
+          {.model = "opt-7m", .configuration = "w2-g128-sym"},
+          {.model = "bloom-7m", .configuration = "w4-channel-asym"},
+          {.model = "bloom-7m", .configuration = "w3-g128-asym"},
+          {.model = "llama-7m", .configuration = "w4-g128-sym-actorder-static"},
+          {.model = "llama-7m", .configuration = "w8-g128-sym"}};
 }
 
 ReferenceRun reference_run(const ReferenceCase& which) {
