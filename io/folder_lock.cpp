@@ -202,6 +202,7 @@ FolderLock::FolderLock(fs::path path, std::function<std::string()> activity,
           fmt::format("the work folder {} is in use by {}; wait for that run or end it, or choose another --work",
                       path_.parent_path().string(), found.holder->describe()));
     }
+    fault_point("lock.take-over");
     // Of several that find it stale one moves it away; who moves away the winner's new lock puts it back.
     if (found.state == LockState::stale && ::rename(path_.c_str(), aside.c_str()) == 0) {
       if (same_process(read_lock(aside).holder, found.holder)) {
@@ -271,7 +272,8 @@ void FolderLock::beat() {
       // The work's own writes meet the same trouble and report it; a lock that is not raised is taken for stale at
       // worst.
     }
-    if (!is_ours()) {
+    // Whoever moves it away by mistake, having found an older one stale, puts it back at once.
+    if (!is_ours() && (std::this_thread::sleep_for(times_.beat / 8), !is_ours())) {
       const auto other = read_lock(path_).holder;
       lost_(Error(ErrorKind::io,
                   fmt::format("the lock {} was {}: this run had been still for too long, or somebody removed it",

@@ -108,11 +108,8 @@ int run_session(const CommandLine& line, const std::function<void(comm::World& w
     // death instead of this code: one rank brings it, when the others have ended.
     std::this_thread::sleep_for(time_for_others_to_end);
     return exit_code(error.kind());
-  } catch (const std::bad_alloc&) {
-    world->fail(
-        Error(ErrorKind::internal, "out of memory; use more ranks, fewer --samples, or a machine with more memory"));
   } catch (const std::exception& error) {
-    world->fail(Error(ErrorKind::internal, error.what()));
+    world->fail(to_error(error));
   }
   world->finish();
   return 0;

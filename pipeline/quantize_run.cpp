@@ -309,7 +309,7 @@ class StageRun {
       }
     } catch (const Error& error) {
       if (error.kind() != ErrorKind::stopped) {
-        throw;
+        end_job(error);
       }
       stopped_ = true;  // on all ranks of the stage, at the same place
       loader_.give_up();
@@ -330,6 +330,17 @@ class StageRun {
 
  private:
   static constexpr std::string_view whether_to_go_on = "whether the run goes on";
+
+  /// Tells of the error while all is still there: giving back what is on a lost device may take its time. A shard that
+  /// is being written is kept.
+  [[noreturn]] void end_job(const Error& error) {
+    try {
+      finish_writing();
+    } catch (const Error&) {
+      // The first one counts.
+    }
+    world_.fail(error);
+  }
 
   bool is_leader() const { return grid_.replica() == 0; }
   bool is_found(std::int64_t block) const { return found_.valid[static_cast<std::size_t>(block)] != 0; }

@@ -14,6 +14,7 @@
 #include "comm/mpi/watchdog.hpp"
 #include "comm/stall_judge.hpp"
 #include "comm/world.hpp"
+#include "kernels/base/fault_point.hpp"
 
 namespace gptqd::comm {
 
@@ -152,6 +153,7 @@ class World::Impl {
     watchdog_.leave();
     group_.reset();
     job_->set_closed();
+    fault_point("end");
     watchdog_.end(MPI_Finalize);
   }
 

@@ -360,14 +360,24 @@ void Watchdog::run_spoke() {
 }
 
 void Watchdog::guard_end() {
+  const auto allowed = comm_.size() == 1 ? stall_ : silence_allowed();
+  auto previous = Clock::now();
+  auto since = previous;
   std::unique_lock lock(mutex_);
-  if (!wake_.wait_for(lock, comm_.size() == 1 ? stall_ : silence_allowed(), [&] { return ended_; })) {
-    lock.unlock();
-    if (job_->claim_report()) {
-      print_line(fmt::format(
-          "gptq-dist: rank {}: the work is done, but another rank did not come to the end of the job", comm_.rank()));
+  while (!wake_.wait_for(lock, period_, [&] { return ended_; })) {
+    const auto now = Clock::now();
+    if (now - previous > stall_ / 2) {
+      since = now;  // it is this process that was suspended
     }
-    ::_exit(exit_code(ErrorKind::internal));
+    previous = now;
+    if (now - since > allowed) {
+      lock.unlock();
+      if (job_->claim_report()) {
+        print_line(fmt::format(
+            "gptq-dist: rank {}: the work is done, but another rank did not come to the end of the job", comm_.rank()));
+      }
+      ::_exit(exit_code(ErrorKind::internal));
+    }
   }
 }
 

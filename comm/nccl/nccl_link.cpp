@@ -99,6 +99,13 @@ ncclResult_t NcclLink::state() {
 }
 
 Error NcclLink::error(ncclResult_t result, std::string_view doing) {
+  if (result == ncclUnhandledCudaError) {
+    try {
+      gpu_.activate();
+    } catch (const Error& own) {
+      return own;  // a lost device says more than NCCL does
+    }
+  }
   const std::lock_guard lock(nccl_mutex_);
   return Error(ErrorKind::internal, fmt::format("NCCL: while {}: {}: {}; set NCCL_DEBUG=INFO to see its log", doing,
                                                 ncclGetErrorString(result), ncclGetLastError(comm_.get())));
@@ -138,7 +145,7 @@ void NcclLink::watch_transfers() {
       group_.wait_until(transfer->what,
                         [&] { return has_passed(transfer->span.end) || is_stopping() || !is_alive(transfer->what); });
     }
-  } catch (const Error&) {
+  } catch (...) {
     // The job is ending, or the device has failed, which whoever waits for its streams learns there.
   }
 }

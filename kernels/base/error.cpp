@@ -1,5 +1,7 @@
 #include "kernels/base/error.hpp"
 
+#include <new>
+
 namespace gptqd {
 
 namespace {
@@ -46,6 +48,22 @@ Error::Error(ErrorKind kind, std::string message, SourceLocation location)
 void Error::add_context(std::string_view context, SourceLocation location) {
   contexts_.insert(contexts_.begin(), fmt::format("while {}", context));
   what_ = line(contexts_.front(), location) + "\n" + what_;
+}
+
+Error to_error(const std::exception& error, SourceLocation location) {
+  return dynamic_cast<const std::bad_alloc*>(&error) != nullptr
+             ? Error(ErrorKind::internal,
+                     "out of memory; use more ranks, fewer --samples, or a machine with more memory", location)
+             : Error(ErrorKind::internal, error.what(), location);
+}
+
+Error lost_device(std::string_view device, std::string_view cause, SourceLocation location) {
+  return Error(
+      ErrorKind::internal,
+      fmt::format("{} is lost to this process: {}; run the same command again, finished blocks are kept; if it "
+                  "is lost again, look for its faults in the node's system log (Xid in dmesg) and nvidia-smi",
+                  device, cause),
+      location);
 }
 
 std::string Error::one_line() const {

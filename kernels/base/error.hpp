@@ -58,6 +58,13 @@ class Error : public std::exception {
   std::string what_;
 };
 
+/// Another library's exception as one of ours (internal); for std::bad_alloc with a next step.
+Error to_error(const std::exception& error, SourceLocation location = SourceLocation::current());
+
+/// A device that fails every call of this process from now on: internal, with a next step.
+/// @param device  which, and where; @param cause  what the failed call said
+Error lost_device(std::string_view device, std::string_view cause, SourceLocation location = SourceLocation::current());
+
 /// Runs `body`; an Error that leaves it gains the context "while <doing>". Other exceptions become ErrorKind::internal.
 template <class Body>
 decltype(auto) with_context(std::string_view doing, Body&& body, SourceLocation location = SourceLocation::current()) {
@@ -67,7 +74,7 @@ decltype(auto) with_context(std::string_view doing, Body&& body, SourceLocation 
     error.add_context(doing, location);
     throw;
   } catch (const std::exception& error) {
-    Error wrapped(ErrorKind::internal, error.what(), location);
+    Error wrapped = to_error(error, location);
     wrapped.add_context(doing, location);
     throw wrapped;
   }

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <deque>
+#include <new>
 #include <optional>
 #include <system_error>
 #include <thread>
@@ -26,28 +27,33 @@ namespace gptqd {
 
 namespace {
 
-constexpr std::array<std::string_view, 26> points{
-    "start",          "lock.take",       "lock.heartbeat", "file.open",     "file.read",     "block.load",
-    "block.replay",   "phase",           "block.done",     "file.withdraw", "file.create",   "file.write",
-    "file.written",   "file.fsync",      "file.rename",    "file.renamed",  "folder.fsync",  "shard.listed",
-    "snapshot.write", "snapshot.remove", "snapshot.read",  "merge",         "folder.rename", "comm.send",
-    "comm.receive",   "comm.collective"};
+constexpr std::array<std::string_view, 28> points{
+    "start",           "lock.take",     "lock.take-over",  "lock.heartbeat",
+    "file.open",       "file.read",     "block.load",      "block.replay",
+    "phase",           "block.done",    "file.withdraw",   "file.create",
+    "file.write",      "file.written",  "file.fsync",      "file.rename",
+    "file.renamed",    "folder.fsync",  "shard.listed",    "snapshot.write",
+    "snapshot.remove", "snapshot.read", "merge",           "folder.rename",
+    "comm.send",       "comm.receive",  "comm.collective", "end"};
 
-enum class Act { raise, fail, hang, slow, error_code };
+enum class Act { raise, fail, no_memory, hang, slow, error_code, lose_device, hang_device };
 
 struct Action {
   std::string_view name;
   Act act;
-  int value;  ///< signal or errno
+  int value = 0;  ///< signal or errno
 };
 
-constexpr std::array<Action, 17> actions{Action{"kill", Act::raise, SIGKILL},
+constexpr std::array<Action, 21> actions{Action{"kill", Act::raise, SIGKILL},
                                          Action{"stop", Act::raise, SIGSTOP},
                                          Action{"term", Act::raise, SIGTERM},
                                          Action{"usr1", Act::raise, SIGUSR1},
-                                         Action{"throw", Act::fail, 0},
-                                         Action{"hang", Act::hang, 0},
-                                         Action{"slow", Act::slow, 0},
+                                         Action{"throw", Act::fail},
+                                         Action{"no-memory", Act::no_memory},
+                                         Action{"hang", Act::hang},
+                                         Action{"slow", Act::slow},
+                                         Action{"lose-device", Act::lose_device},
+                                         Action{"hang-device", Act::hang_device},
                                          Action{"enospc", Act::error_code, ENOSPC},
                                          Action{"edquot", Act::error_code, EDQUOT},
                                          Action{"eio", Act::error_code, EIO},
@@ -55,6 +61,7 @@ constexpr std::array<Action, 17> actions{Action{"kill", Act::raise, SIGKILL},
                                          Action{"estale", Act::error_code, ESTALE},
                                          Action{"efbig", Act::error_code, EFBIG},
                                          Action{"einval", Act::error_code, EINVAL},
+                                         Action{"enotsup", Act::error_code, ENOTSUP},
                                          Action{"eintr", Act::error_code, EINTR},
                                          Action{"eagain", Act::error_code, EAGAIN},
                                          Action{"eacces", Act::error_code, EACCES}};
@@ -68,6 +75,8 @@ struct Fault {
 };
 
 using Faults = std::deque<Fault>;
+
+std::atomic<DeviceFault> fault_of_device{DeviceFault::none};
 
 [[noreturn]] void refuse(std::string_view text, const std::string& why) {
   std::vector<std::string_view> names;
@@ -164,6 +173,8 @@ int act(const Fault& fault) {
       return 0;
     case Act::fail:
       throw Error(ErrorKind::internal, fmt::format("GPTQ_DIST_FAULT: thrown at the point {}", fault.point));
+    case Act::no_memory:
+      throw std::bad_alloc();
     case Act::hang:
       for (;;) {
         std::this_thread::sleep_for(1h);
@@ -173,6 +184,12 @@ int act(const Fault& fault) {
       return 0;
     case Act::error_code:
       return fault.action->value;
+    case Act::lose_device:
+      fault_of_device = DeviceFault::lost;
+      return 0;
+    case Act::hang_device:
+      fault_of_device = DeviceFault::hangs;
+      return 0;
   }
   return 0;
 }
@@ -202,7 +219,12 @@ void fault_point(std::string_view point) {
   }
 }
 
-void set_faults(std::string_view setting) { faults() = parse_all(setting); }
+void set_faults(std::string_view setting) {
+  faults() = parse_all(setting);
+  fault_of_device = DeviceFault::none;
+}
+
+DeviceFault device_fault() noexcept { return fault_of_device.load(std::memory_order_relaxed); }
 
 std::string describe_faults() {
   std::vector<std::string> texts;

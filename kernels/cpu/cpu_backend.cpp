@@ -36,10 +36,16 @@ DType CpuBackend::compute_dtype(DType model) const {
   return DType::f32;
 }
 
-Buffer CpuBackend::allocate(std::int64_t bytes) { return arena_.allocate(bytes); }
+Buffer CpuBackend::allocate(std::int64_t bytes) {
+  refuse_lost_device();
+  return arena_.allocate(bytes);
+}
 std::int64_t CpuBackend::bytes_in_use() const { return arena_.bytes_in_use(); }
 std::int64_t CpuBackend::peak_bytes() const { return arena_.peak_bytes(); }
-std::unique_ptr<Stream> CpuBackend::create_stream() { return std::make_unique<CpuStream>(clock_); }
+std::unique_ptr<Stream> CpuBackend::create_stream() {
+  refuse_lost_device();
+  return std::make_unique<CpuStream>(clock_);
+}
 
 void CpuBackend::copy_to_device(Stream& stream, void* device, const void* host, std::int64_t bytes) {
   copy(stream, device, host, bytes);

@@ -1,8 +1,17 @@
 #include "kernels/cpu/cpu_stream.hpp"
 
+#include <chrono>
 #include <utility>
 
+#include "kernels/base/fault_point.hpp"
+
 namespace gptqd {
+
+void refuse_lost_device() {
+  if (device_fault() == DeviceFault::lost) {
+    throw lost_device("the CPU, taken for a GPU,", "GPTQ_DIST_FAULT asked for it");
+  }
+}
 
 /// A place in a queue, shared by the stream that reaches it and all who wait for it.
 class CpuStream::Mark final : public Event::Impl {
@@ -79,6 +88,7 @@ void CpuStream::synchronize() {
 }
 
 void CpuStream::push(Item item, bool refuse_if_failed) {
+  refuse_lost_device();
   {
     const std::lock_guard lock(mutex_);
     if (refuse_if_failed && failure_) {
@@ -125,6 +135,10 @@ std::optional<Error> CpuStream::execute(Item& item, const std::optional<Error>& 
     if (item.control) {
       error = item.control(failure);
     } else if (!failure) {
+      refuse_lost_device();
+      while (device_fault() == DeviceFault::hangs) {
+        std::this_thread::sleep_for(std::chrono::seconds(1));
+      }
       item.work();
     }
   } catch (const Error& thrown) {

@@ -14,6 +14,9 @@
 
 namespace gptqd {
 
+/// @throws Error as of a lost GPU, where a tester asked for one (GPTQ_DIST_FAULT)
+void refuse_lost_device();
+
 /// Runs enqueued functions one after another on a thread of its own.
 ///
 /// The first exception that one of them throws makes the stream fail: what is queued behind it is dropped, marks behind

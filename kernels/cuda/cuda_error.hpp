@@ -10,7 +10,8 @@
 
 namespace gptqd::cuda {
 
-/// @throws Error (internal) "CUDA: while <doing>: <name>: <text>" unless `status` is success
+/// @throws Error (internal) "CUDA device 0 (<bus>) of <host>, <doing>: <name>: <text>" unless `status` is success; one
+/// of lost_device() when every later call would fail too
 void check(cudaError_t status, std::string_view doing, SourceLocation location = SourceLocation::current());
 void check(cublasStatus_t status, std::string_view doing, SourceLocation location = SourceLocation::current());
 void check(cusolverStatus_t status, std::string_view doing, SourceLocation location = SourceLocation::current());

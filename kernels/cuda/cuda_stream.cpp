@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <utility>
 
+#include "kernels/base/fault_point.hpp"
+#include "kernels/cuda/break_device.hpp"
+
 namespace gptqd::cuda {
 
 namespace {
@@ -31,12 +34,13 @@ class CudaStream::State {
   }
 
   /// Waits until work `number` is done and does at the host what follows from it.
-  /// @throws Error by which the stream had failed by then
+  /// @throws Error by which the stream had failed by then; of the device: then nothing is done at the host
   void reach(std::uint64_t number) {
     try {
       timeline->wait_for(number);
     } catch (const Error& error) {
       fail(number, error);
+      throw;
     }
     const std::lock_guard completing(timeline->gpu().completion_mutex());
     while (const auto completion = pop(number)) {
@@ -128,8 +132,9 @@ CudaStream::CudaStream(std::shared_ptr<Gpu> gpu, CudaArena& arena, StreamPriorit
 CudaStream::~CudaStream() {
   try {
     gpu_->activate();
-    synchronize();
-  } catch (const Error&) {
+    // For the device alone: what would follow at the host may write to memory whose owner is gone.
+    state_->timeline->wait_for(state_->timeline->mark());
+  } catch (...) {
     // Nobody asked.
   }
 }
@@ -285,6 +290,9 @@ std::byte* CudaStream::stage(std::int64_t bytes, std::function<void(const std::b
 void CudaStream::begin() {
   idle_.stop_at_work();
   gpu_->activate();
+  if (const auto fault = device_fault(); fault != DeviceFault::none) {
+    break_device(stream(), fault);
+  }
   state_->throw_failure(~std::uint64_t{0});
 }
 

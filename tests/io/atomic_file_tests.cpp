@@ -145,6 +145,32 @@ TEST(WriteFileAtomically, RepeatsWhatDidNothingAndNothingElse) {
   }
 }
 
+TEST(WriteFileAtomically, NeedsNoFolderThatCanBeFlushed) {
+  for (const char* fault : {"folder.fsync:einval", "folder.fsync:enotsup"}) {
+    const TemporaryFolder folder;
+    const Faults faults(fault);
+
+    EXPECT_NO_THROW(write_file_atomically(folder / "a", "new")) << fault;
+  }
+}
+
+TEST(WriteFileAtomically, SaysWhatToDo) {
+  const std::vector<std::pair<std::string, std::string>> next_steps{
+      {"enospc", "No space left on device (errno 28); free space there"},
+      {"edquot", "(errno 122); free space there"},
+      {"erofs", "the file system is read-only"},
+      {"eacces", "check the permissions"},
+      {"efbig", "ulimit -f"},
+      {"eio", "check the device and the system's log"}};
+  for (const auto& [errno_name, text] : next_steps) {
+    const TemporaryFolder folder;
+    const Faults faults("file.write:" + errno_name);
+
+    EXPECT_THAT(error_of([&] { write_file_atomically(folder / "a", "x"); }).message(),
+                AllOf(HasSubstr("cannot write " + (folder / "a.tmp").string()), HasSubstr(text)));
+  }
+}
+
 TEST(File, LooksANameUpAgainThatTheServerHasForgotten) {
   const TemporaryFolder folder;
   write_text(folder / "a", "x");
@@ -201,6 +227,24 @@ TEST(AtomicFolder, TakesAnEmptyFolderAndReplacesALeftover) {
 
   EXPECT_EQ(names_in(folder / "out"), std::vector<std::string>{"a"});
   EXPECT_EQ(names_in(folder.path()), std::vector<std::string>{"out"});
+}
+
+TEST(AtomicFolder, FlushesItsFilesAndItselfBeforeItGetsItsNameAndTheNameAfterwards) {
+  const std::vector<std::pair<std::string, bool>> cases{
+      {"file.fsync:eio", false}, {"folder.fsync:eio:1", false}, {"folder.fsync:eio:2", true}};
+  for (const auto& [fault, has_name] : cases) {
+    const TemporaryFolder folder;
+    const Error error = error_of([&] {
+      AtomicFolder out(folder / "out");
+      write_text(out.path() / "a", "x");
+      const Faults faults(fault);
+      out.commit();
+    });
+
+    EXPECT_EQ(error.kind(), ErrorKind::io) << fault;
+    EXPECT_EQ(fs::exists(folder / "out/a"), has_name) << fault;
+    EXPECT_FALSE(fs::exists(folder / "out.partial")) << fault;
+  }
 }
 
 TEST(AtomicFolder, WithoutCommitLeavesNothing) {

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "io/folder_lock.hpp"
+#include "kernels/base/fault_point.hpp"
 #include "tests/io/file_support.hpp"
 #include "tests/support/run_command.hpp"
 
@@ -35,6 +36,29 @@ class FolderLockTest : public ::testing::Test {
     auto json = nlohmann::json::parse(read_text(path_));
     json.update(changes);
     write_text(path_, json.dump());
+  }
+
+  /// The file of a lock that nobody holds.
+  void leave_lock(const nlohmann::json& changes) {
+    write_text(path_, [&] {
+      const auto lock = take();
+      return read_text(path_);
+    }());
+    edit(changes);
+  }
+  /// Of taking it while its counter is raised.
+  Error error_while_it_beats() {
+    std::atomic<bool> beating{true};
+    std::thread holder([&] {
+      for (int beats = 1; beating; ++beats) {
+        edit({{"beats", beats}});
+        std::this_thread::sleep_for(30ms);
+      }
+    });
+    Error error = error_of([&] { take(); });
+    beating = false;
+    holder.join();
+    return error;
   }
 
   TemporaryFolder folder_;
@@ -73,6 +97,9 @@ TEST_F(FolderLockTest, OfAProcessThatIsGoneIsTakenOver) {
     const auto lock = take();
     _exit(0);  // without an orderly end
   }
+  siginfo_t ended{};
+  waitid(P_PID, static_cast<id_t>(child), &ended, WEXITED | WNOWAIT);
+  EXPECT_EQ(look_at_lock(path_, quick).state, LockState::stale) << "its parent has not asked for it yet";
   waitpid(child, nullptr, 0);
   EXPECT_EQ(look_at_lock(path_, quick).state, LockState::stale);
 
@@ -80,13 +107,11 @@ TEST_F(FolderLockTest, OfAProcessThatIsGoneIsTakenOver) {
 
   EXPECT_EQ(lock->taken_over()->holder->pid, child);
   EXPECT_EQ(look_at_lock(path_, quick).holder->pid, getpid());
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder_.path()), {}), 1);
 }
 
 TEST_F(FolderLockTest, OfAnotherProcessWithTheSameIdIsTakenOver) {
-  write_text(path_, [&] {
-    const auto lock = take();
-    return read_text(path_);
-  }());
+  leave_lock(nlohmann::json::object());
   const auto start = nlohmann::json::parse(read_text(path_)).at("start").get<std::string>();
   edit({{"start", start + "7"}});
 
@@ -95,27 +120,62 @@ TEST_F(FolderLockTest, OfAnotherProcessWithTheSameIdIsTakenOver) {
 }
 
 TEST_F(FolderLockTest, OfAnotherHostIsJudgedByItsBeatsNotByClocks) {
-  write_text(path_, [&] {
-    const auto lock = take();
-    return read_text(path_);
-  }());
-  edit({{"host", "elsewhere"}, {"began", 1'000'000'000'000}});  // its clock, or ours, is thousands of years off
+  leave_lock({{"host", "elsewhere"}, {"began", 1'000'000'000'000}});  // its clock, or ours, is thousands of years off
   EXPECT_EQ(look_at_lock(path_, quick).state, LockState::stale);
   EXPECT_THAT(look_at_lock(path_, quick).holder->describe(), HasSubstr("in the future by this machine's clock"));
 
-  std::atomic<bool> beating{true};
-  std::thread holder([&] {
-    for (int beats = 1; beating; ++beats) {
-      edit({{"beats", beats}});
-      std::this_thread::sleep_for(30ms);
-    }
-  });
-  const Error error = error_of([&] { take(); });
-  beating = false;
-  holder.join();
+  const Error error = error_while_it_beats();
 
   EXPECT_THAT(error.message(), HasSubstr("on elsewhere"));
   EXPECT_TRUE(take()->taken_over().has_value());
+}
+
+TEST_F(FolderLockTest, OfAContainerThatIsNamedLikeThisMachineIsJudgedByItsBeats) {
+  leave_lock({{"start", "another-boot pid:[4026531836] 4711"}});  // its process ids mean nothing here
+
+  const Error error = error_while_it_beats();
+
+  EXPECT_EQ(error.kind(), ErrorKind::usage);
+  EXPECT_THAT(error.message(), HasSubstr("is in use"));
+  EXPECT_TRUE(take()->taken_over().has_value());
+}
+
+TEST_F(FolderLockTest, BeatsForOthersToSee) {
+  const auto lock = take();
+
+  EXPECT_TRUE(becomes_true(5, [&] { return look_at_lock(path_, quick).holder->beats >= 3; }));
+}
+
+TEST_F(FolderLockTest, ABeatThatFailsIsNoLoss) {
+  set_faults("lock.heartbeat:eio:1+");
+  {
+    const auto lock = take();
+    std::this_thread::sleep_for(5 * quick.beat);
+
+    EXPECT_EQ(look_at_lock(path_, quick).state, LockState::held);
+  }
+  set_faults("");
+  EXPECT_EQ(losses_, 0);
+  EXPECT_FALSE(std::filesystem::exists(path_));
+}
+
+TEST_F(FolderLockTest, WhoFindsItStaleTooLateLeavesItToTheWinner) {
+  leave_lock({{"pid", 0}});
+  set_faults("lock.take-over:slow");
+  Error error(ErrorKind::internal, "no error");
+  std::thread late([&] { error = error_of([&] { take(); }); });
+  std::this_thread::sleep_for(300ms);
+
+  const auto winner = take();
+  late.join();
+  set_faults("");
+
+  EXPECT_TRUE(winner->taken_over().has_value());
+  EXPECT_EQ(error.kind(), ErrorKind::usage);
+  EXPECT_THAT(error.message(), HasSubstr("is in use by process " + std::to_string(getpid())));
+  std::this_thread::sleep_for(3 * quick.beat);
+  EXPECT_EQ(losses_, 0);
+  EXPECT_EQ(look_at_lock(path_, quick).state, LockState::held);
 }
 
 TEST_F(FolderLockTest, AFileThatIsNoLockIsTakenOverAfterAWhile) {
@@ -128,13 +188,15 @@ TEST_F(FolderLockTest, AFileThatIsNoLockIsTakenOverAfterAWhile) {
 }
 
 TEST_F(FolderLockTest, AHolderThatLostItIsToldAndLeavesTheNewOnesAlone) {
+  std::unique_ptr<FolderLock> second;
   {
     const auto first = take();
     std::filesystem::remove(path_);  // as one does that takes it over
-    const auto second = take();
+    second = take();
     ASSERT_TRUE(becomes_true(5, [&] { return losses_ == 1; }));
   }
   EXPECT_EQ(losses_, 1);
+  EXPECT_EQ(look_at_lock(path_, quick).state, LockState::held);
 }
 
 TEST_F(FolderLockTest, InAFolderThatIsNotThereIsAnErrorWithAName) {

@@ -5,6 +5,7 @@
 #include "io/atomic_file.hpp"
 #include "io/json_file.hpp"
 #include "io/shard_store.hpp"
+#include "kernels/base/fault_point.hpp"
 #include "tests/io/file_support.hpp"
 #include "tests/support/paths.hpp"
 
@@ -214,6 +215,34 @@ TEST(ShardStore, ATruncatedShardIsDamaged) {
   EXPECT_EQ(store.state(2).status, ShardStatus::damaged);
   EXPECT_THAT(store.state(2).reason, HasSubstr("bytes, expected " + std::to_string(size)));
   EXPECT_EQ(error_of([&] { store.read(2); }).kind(), ErrorKind::input);
+}
+
+TEST(ShardStore, AShardThatIsMadeAgainIsAbsentUntilItsNewSidecarIsThere) {
+  const TemporaryFolder folder;
+  const ShardStore store(folder.path());
+  BlockShard shard = sample(2);
+  store.write(shard);
+  shard.linears[0].qweight[0] ^= 1u;  // of the same size: a comparison of sizes would not notice
+  set_faults("file.create:eio:2");
+
+  const Error error = error_of([&] { store.write(shard); });
+  set_faults("");
+
+  EXPECT_EQ(error.kind(), ErrorKind::io);
+  EXPECT_EQ(store.state(2, /*whole=*/false).status, ShardStatus::missing);
+}
+
+TEST(ShardStore, AnErrorOfTheDeviceIsNotTakenForAMissingShard) {
+  const TemporaryFolder folder;
+  const ShardStore store(folder.path());
+  store.write(sample(2));
+  set_faults("file.read:eio");
+
+  const Error error = error_of([&] { store.state(2); });
+  set_faults("");
+
+  EXPECT_EQ(error.kind(), ErrorKind::io);
+  EXPECT_EQ(store.state(2).status, ShardStatus::valid);
 }
 
 TEST(ShardStore, ARenamedShardIsRefused) {

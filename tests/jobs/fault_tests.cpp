@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
+#include <atomic>
+#include <ctime>
 #include <sstream>
 #include <thread>
 
@@ -149,7 +151,7 @@ TEST_F(Troubles, ThatPassAreWaitedForAndFoldersThatCannotBeFlushedAreNoTrouble) 
 }
 
 TEST_F(Troubles, OfARankEndTheJobWithOneMessageThatNamesRankBlockAndPhase) {
-  meet({{"phase@1:slow:2,phase@1:kill:2", 2, 137, "nothing is heard of rank 1 (block 0, attention_"},
+  meet({{"phase@1:slow:2,phase@1:kill:2", 3, 137, "nothing is heard of rank 1 (block 0, attention_out) any more"},
         {"phase@0:kill:7", 3, 137, "nothing is heard of rank 0 (block "},
         {"phase@1:hang:2", 2, 70, "rank 1 has made no progress for 2 s (block "},
         {"phase@2:slow:2,phase@2:stop:2", 3, 70, "rank 2 has been silent for 2 s (block "},
@@ -166,6 +168,78 @@ TEST_F(Troubles, AnErrorOnARankIsPrintedOnceWithItsPlace) {
   EXPECT_THAT(result.err, HasSubstr("gptq-dist: rank 1: while working on block 0: GPTQ_DIST_FAULT: thrown at the point "
                                     "phase (block 0, mlp_in)"));
   EXPECT_EQ(last_words(result.err), 0) << result.err;  // no other rank has anything to add
+}
+
+TEST_F(Troubles, ALostOrHangingDeviceEndsTheJobWithItsPlaceAndNothingIsLost) {
+  const std::string is_lost = "the CPU, taken for a GPU, is lost to this process";
+  meet({{"phase@1:lose-device:14", 2, 70, "gptq-dist: rank 1: while working on block 3: " + is_lost},
+        {"phase@0:lose-device:2", 3, 70, "gptq-dist: rank 0: while working on block "},
+        {"phase:lose-device:2", 1, 70, "finished blocks are kept"},
+        {"phase@1:hang-device:2", 2, 70, "rank 1 has made no progress for 2 s (block "},
+        {"phase:hang-device:2", 1, 70, "rank 0 has made no progress for 2 s (block "}});
+
+  EXPECT_GE(report_of(out_).at("blocks").at("found"), 1);
+}
+
+TEST_F(Troubles, WantOfMemoryIsAMessageWithANextStep) {
+  meet({{"phase@1:no-memory:2", 2, 70, "gptq-dist: rank 1: while working on block 0: out of memory; use more ranks"},
+        {"start:no-memory", 1, 70, "gptq-dist: rank 0: out of memory; use more ranks"}});
+}
+
+TEST_F(Troubles, ARankThatDoesNotComeToTheEndOfMpiIsNotWaitedForForEver) {
+  const auto result = gptq_dist(2, quick_run(out_, {{"--stall-seconds", "2"}}),
+                                {.folder = {}, .environment = {{"GPTQ_DIST_FAULT", "end@1:stop"}}});
+
+  EXPECT_EQ(result.code, 70);
+  EXPECT_THAT(result.err, HasSubstr("rank 0: the work is done, but another rank did not come to the end of the job"));
+  EXPECT_EQ(last_words(result.err), 1) << result.err;
+  EXPECT_TRUE(std::filesystem::exists(out_));
+}
+
+class WallClock : public Troubles {
+ protected:
+  void SetUp() override {
+    if (std::string_view(GPTQD_JUMPING_CLOCK).empty()) {
+      GTEST_SKIP() << "sanitizers have to be loaded first";
+    }
+  }
+};
+
+/// Of every process that it starts, a wall clock that jumps by days, several times a second.
+CommandOptions under_a_jumping_clock(const std::string& fault) {
+  return {.folder = {}, .environment = {{"LD_PRELOAD", GPTQD_JUMPING_CLOCK}, {"GPTQ_DIST_FAULT", fault}}};
+}
+
+TEST_F(WallClock, MayJumpAndNothingChanges) {
+  const auto far = std::to_string(std::time(nullptr) + 1000 * 86400);
+
+  const auto result = gptq_dist(2, quick_run(out_, {{"--stall-seconds", "2"}, {"--job-end", far}}),
+                                under_a_jumping_clock("phase:slow:2"));
+
+  EXPECT_EQ(result.code, 0) << result.err;
+  expect_success(1, quick_run(folder_ / "undisturbed"));
+  EXPECT_EQ(bytes_of_run(out_), bytes_of_run(folder_ / "undisturbed"));
+}
+
+TEST_F(WallClock, MayJumpAndNoLockIsStale) {
+  std::filesystem::create_directories(work_of(out_));
+  std::atomic<bool> beating{true};
+  std::thread holder([&] {
+    for (int beats = 0; beating; ++beats) {
+      const nlohmann::json lock{{"host", "elsewhere"}, {"pid", 1},       {"start", ""},   {"since", ""},
+                                {"began", 0},          {"beats", beats}, {"activity", ""}};
+      write_text(work_of(out_) / "lock.new", lock.dump());
+      std::filesystem::rename(work_of(out_) / "lock.new", work_of(out_) / "lock");
+      std::this_thread::sleep_for(std::chrono::milliseconds(1500));
+    }
+  });
+
+  const auto result = gptq_dist(1, quick_run(out_), under_a_jumping_clock(""));
+  beating = false;
+  holder.join();
+
+  EXPECT_EQ(result.code, 64) << result.err;
+  EXPECT_THAT(result.err, HasSubstr("is in use by process 1 on elsewhere"));
 }
 
 TEST_F(Troubles, AFaultThatDoesNotExistIsRefused) {

@@ -12,6 +12,7 @@
 namespace gptqd::jobs::test {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
@@ -72,6 +73,34 @@ TEST_P(OnGpu, KilledAndContinuedItHasTheSameBytes) {
   expect_success(1, full_run("cuda", "killed"));
 
   EXPECT_GE(kills, 1) << "both runs were over before they could be killed";
+  EXPECT_EQ(bytes_of_run(out), bytes_of_run(folder_ / "whole"));
+  EXPECT_THAT(half_written(folder_.path()), IsEmpty());
+}
+
+TEST_P(OnGpu, ALostDeviceEndsTheRunWithItsNameAndTheNextRunCompletesIt) {
+  expect_success(1, full_run("cuda", "whole"));
+  const auto out = folder_ / "lost";
+  const auto run = [&](const std::string& fault) {
+    auto options = full_run("cuda", "lost");
+    options["--stall-seconds"] = "5";
+    Command job(command_line(1, options), {.folder = {}, .environment = {{"GPTQ_DIST_FAULT", fault}}});
+    const auto code = job.wait(60);
+    EXPECT_TRUE(gptqd::test::becomes_true(5, [&] { return job.processes().empty(); })) << fault;
+    return CommandResult{.code = code.value_or(-1), .out = job.out(), .err = job.err()};
+  };
+
+  const auto lost = run("phase:lose-device:10");
+  const auto hanging = run("phase:hang-device:10");
+
+  EXPECT_EQ(lost.code, 70) << lost.err;
+  EXPECT_THAT(lost.err, AllOf(HasSubstr("gptq-dist: rank 0: while working on block 2: CUDA device 0 ("),
+                              HasSubstr("is lost to this process"), HasSubstr("run the same command again"),
+                              HasSubstr("(block 2, ")));
+  EXPECT_EQ(hanging.code, 70) << hanging.err;
+  EXPECT_THAT(hanging.err, HasSubstr("gptq-dist: rank 0 has made no progress for 5 s (block "));
+  EXPECT_FALSE(std::filesystem::exists(out));
+  expect_success(1, full_run("cuda", "lost"));
+  EXPECT_GE(report_of(out).at("blocks").at("found"), 1);
   EXPECT_EQ(bytes_of_run(out), bytes_of_run(folder_ / "whole"));
   EXPECT_THAT(half_written(folder_.path()), IsEmpty());
 }

@@ -135,7 +135,10 @@ TEST_F(Restart, ADamagedShardIsNamed) {
 TEST_F(Restart, LeftoversOfAKilledRunAreCleanedUp) {
   fs::remove_all(out_);
   fs::remove(shard(5));
-  write_text(shard(5).string() + ".tmp", "half");
+  for (const auto& file :
+       {shard(5), shard(3), sidecar(2), work_of(out_) / "run.json", work_of(out_) / "lock.node3.7"}) {
+    write_text(file.string() + ".tmp", "half");
+  }
   fs::create_directories(out_.string() + ".partial");
   write_text(fs::path(out_.string() + ".partial") / "model.safetensors", "half");
 

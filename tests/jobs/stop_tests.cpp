@@ -98,6 +98,27 @@ TEST_F(Stop, AtAnyBoundaryOnAnyRankFinishedBlocksAreKept) {
   expect_completion(4);
 }
 
+TEST_F(Stop, BeforeTheMergeWhenAllBlocksAreDone) {
+  const auto last_block = run(2, "block.done@1:usr1:6");
+  const auto merge_alone = run(1, "start:usr1");
+
+  EXPECT_EQ(last_block.code, 75) << last_block.err;
+  EXPECT_THAT(last_block.err, HasSubstr("all blocks are finished, the merge is left"));
+  EXPECT_EQ(merge_alone.code, 69) << merge_alone.err;
+  EXPECT_FALSE(fs::exists(out_));
+  expect_completion(1);
+}
+
+TEST_F(Stop, ARunThatLostItsLockEndsAndSaysWhy) {
+  const auto job = hanging_run();
+  fs::remove(work_of(out_) / "lock");
+
+  EXPECT_EQ(job->wait(15), 74) << job->err();
+  EXPECT_THAT(job->err(), AllOf(HasSubstr("gptq-dist: rank 0: the lock"), HasSubstr("was removed"),
+                                HasSubstr("(block 1, attention_out)")));
+  expect_completion(1);
+}
+
 TEST_F(Stop, StagesStopTogether) {
   const Options stages{{"--stages", "2"}};
 
@@ -193,14 +214,15 @@ TEST_F(Stop, TimesThatCannotBeAreRefused) {
 }
 
 TEST_F(Stop, TasksThatMpiDoesNotBringTogetherAreRefusedWithTheFix) {
-  const std::vector<std::tuple<std::string, std::string, std::string>> cases{
-      {"SLURM_STEP_NUM_TASKS", "3", "srun --mpi=pmix"},
-      {"OMPI_COMM_WORLD_SIZE", "2", "another Open MPI"},
-      {"PMI_SIZE", "2", "MPICH, Intel MPI"}};
-  for (const auto& [variable, value, fix] : cases) {
-    const auto result = gptq_dist(1, quick_run(out_), {.folder = {}, .environment = {{variable, value}}});
+  const std::vector<std::pair<std::map<std::string, std::string>, std::string>> cases{
+      {{{"SLURM_STEP_NUM_TASKS", "3"}}, "srun --mpi=pmix"},
+      {{{"OMPI_COMM_WORLD_SIZE", "2"}}, "another Open MPI"},
+      {{{"PMI_SIZE", "2"}}, "MPICH, Intel MPI"},
+      {{{"PMI_SIZE", "2"}, {"PMI_RANK", "0"}}, "MPICH, Intel MPI"}};  // MPI starts, and sees one rank
+  for (const auto& [variables, fix] : cases) {
+    const auto result = gptq_dist(1, quick_run(out_), {.folder = {}, .environment = variables});
 
-    EXPECT_EQ(result.code, 64) << variable;
+    EXPECT_EQ(result.code, 64) << fix;
     EXPECT_THAT(result.err, AllOf(HasSubstr("world of 1 rank"), HasSubstr(fix)));
   }
 }

@@ -9,11 +9,13 @@
 #include <thread>
 #include <vector>
 
+#include "kernels/base/fault_point.hpp"
 #include "kernels/cpu/cpu_stream.hpp"
 
 namespace gptqd {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
@@ -44,6 +46,28 @@ class CpuStreams : public ::testing::Test {
   CpuStream first_{clock_};
   CpuStream second_{clock_};
 };
+
+TEST_F(CpuStreams, ADeviceThatATesterLostFailsEveryCallAndWhatIsUnderWay) {
+  Gate gate;
+  bool ran = false;
+  first_.enqueue(gate.work());
+  first_.enqueue([&] { ran = true; });
+  const Event mark = first_.record();
+  second_.wait(mark);
+  set_faults("phase:lose-device");
+  fault_point("phase");
+  gate.open();
+
+  const std::vector<std::function<void()>> calls{[&] { mark.synchronize(); }, [&] { first_.enqueue([] {}); },
+                                                 [&] { second_.synchronize(); }, [&] { second_.record(); },
+                                                 [&] { second_.wait(mark); }};
+  for (const auto& call : calls) {
+    EXPECT_THAT(failure_of(call), AllOf(HasSubstr("is lost to this process"), HasSubstr("run the same command again")));
+  }
+  set_faults("");
+  EXPECT_FALSE(ran);
+  EXPECT_THAT(failure_of([&] { second_.synchronize(); }), HasSubstr("is lost to this process"));
+}
 
 TEST_F(CpuStreams, CountsTheTimeBetweenTheEndOfItsWorkAndMoreWork) {
   const auto pause = std::chrono::milliseconds(20);

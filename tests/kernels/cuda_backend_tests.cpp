@@ -1,6 +1,7 @@
 #include <numeric>
 #include <thread>
 
+#include "kernels/cuda/break_device.hpp"
 #include "kernels/cuda/cuda_backend.hpp"
 #include "tests/kernels/device_tensors.hpp"
 
@@ -10,6 +11,7 @@ namespace {
 using ::testing::AllOf;
 using ::testing::Each;
 using ::testing::HasSubstr;
+using ::testing::Not;
 using ::testing::StartsWith;
 
 constexpr std::int64_t mebibyte = std::int64_t{1} << 20;
@@ -279,6 +281,71 @@ TEST_F(CudaBackendTest, ServesSeveralThreads) {
   work(3);
   one.join();
   two.join();
+}
+
+/// The context of a process cannot be had back: in one of its own.
+TEST_F(CudaBackendTest, ALostDeviceFailsEveryCallWithItsNameAndEverythingCanBeGivenBack) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  const auto lose_and_tidy_up = [&] {
+    auto other = backend_->create_stream();
+    auto memory = backend_->allocate(mebibyte);
+    const auto pinned = backend_->allocate_host(mebibyte);
+    {
+      std::vector<std::byte> host(mebibyte);  // gone before the copy to it is waited for
+      backend_->copy_to_host(*stream_, host.data(), memory.data(), mebibyte);
+    }
+    keep_busy(*other);
+    const Event early = other->record();
+    cuda::break_device(dynamic_cast<cuda::CudaStream&>(*stream_).stream(), DeviceFault::lost);
+    const std::vector<std::pair<const char*, std::function<void()>>> calls{
+        {"synchronize", [&] { stream_->synchronize(); }},
+        {"fill_zero", [&] { backend_->fill_zero(*other, memory.data(), mebibyte); }},
+        {"allocate", [&] { backend_->allocate(4096 * mebibyte); }},
+        {"create_stream", [&] { backend_->create_stream(); }},
+        {"wait", [&] { stream_->wait(early); }},
+        {"event", [&] { early.synchronize(); }}};
+    for (const auto& [name, call] : calls) {
+      try {
+        call();
+        fmt::print(stderr, "{} did not fail\n", name);
+        std::_Exit(1);
+      } catch (const Error& error) {
+        fmt::print(stderr, "{}: {}\n", name, error.message());
+      }
+    }
+    memory = Buffer();
+    other.reset();
+    stream_.reset();
+    busy_ = Buffer();
+    backend_.reset();
+    fmt::print(stderr, "all given back\n");
+    std::_Exit(0);
+  };
+  EXPECT_EXIT(lose_and_tidy_up(), ::testing::ExitedWithCode(0),
+              "synchronize: CUDA device 0 .*is lost to this process.*run the same command again(.|\n)*all given back");
+}
+
+TEST(CudaError, SaysWhichDeviceAndWhetherItIsLost) {
+  const auto text_of = [](cudaError_t status) -> std::string {
+    try {
+      cuda::check(status, "a test");
+    } catch (const Error& error) {
+      return error.message();
+    }
+    return {};
+  };
+
+  EXPECT_EQ(text_of(cudaSuccess), "");
+  for (const auto status : {cudaErrorIllegalAddress, cudaErrorLaunchFailure, cudaErrorECCUncorrectable,
+                            cudaErrorDeviceUninitialized, cudaErrorAssert}) {
+    EXPECT_THAT(text_of(status),
+                AllOf(HasSubstr("CUDA device"), HasSubstr("is lost to this process: a test: cudaError"),
+                      HasSubstr("run the same command again")));
+  }
+  if (cuda_device_count() > 0) {
+    EXPECT_THAT(text_of(cudaErrorInvalidValue),
+                AllOf(HasSubstr("a test: cudaErrorInvalidValue"), Not(HasSubstr("is lost"))));
+  }
 }
 
 }  // namespace

@@ -50,6 +50,13 @@ TEST(ErrorContext, OtherExceptionsBecomeInternalErrors) {
   EXPECT_EQ(error.one_line(), "while reading: bad luck");
 }
 
+TEST(ErrorContext, WantOfMemoryGetsANextStep) {
+  const Error error = caught([] { with_context("reading", [] { throw std::bad_alloc(); }); });
+
+  EXPECT_EQ(error.kind(), ErrorKind::internal);
+  EXPECT_THAT(error.one_line(), StartsWith("while reading: out of memory; use more ranks"));
+}
+
 TEST(ErrorContext, ResultsPassThrough) {
   int value = 3;
 

@@ -3,6 +3,7 @@
 
 #include <cerrno>
 #include <csignal>
+#include <new>
 
 #include "kernels/base/error.hpp"
 #include "kernels/base/fault_point.hpp"
@@ -49,6 +50,19 @@ TEST_F(FaultPoint, ThrowsItsNameAndIsMeantForOneRank) {
     EXPECT_EQ(error.kind(), ErrorKind::io);
     EXPECT_THAT(error.message(), ::testing::HasSubstr("merge"));
   }
+}
+
+TEST_F(FaultPoint, TakesMemoryAndTheDeviceAway) {
+  set_faults("phase:no-memory,merge:lose-device,end:hang-device");
+
+  EXPECT_THROW(fault_point("phase"), std::bad_alloc);
+  EXPECT_EQ(device_fault(), DeviceFault::none);
+  fault_point("merge");
+  EXPECT_EQ(device_fault(), DeviceFault::lost);
+  fault_point("end");
+  EXPECT_EQ(device_fault(), DeviceFault::hangs);
+  set_faults("");
+  EXPECT_EQ(device_fault(), DeviceFault::none);
 }
 
 TEST_F(FaultPoint, ASignalOrAKillIsOneOfTheProcess) {
