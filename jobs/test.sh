@@ -33,12 +33,12 @@ if clang++ -fsanitize=fuzzer,address,undefined -x c++ - -o build/has_fuzzer <<<"
   export -f fuzz
   for fuzzer in "${fuzzers[@]}"; do
     case $fuzzer in
-      safetensors_header) seconds=30 ;; # what people download
-      *) seconds=10 ;;
+      safetensors_header) seconds=20 ;; # what people download
+      *) seconds=5 ;;
     esac
     echo "$fuzzer $seconds"
   done | xargs -P "$(nproc)" -L 1 bash -c 'set -euo pipefail; fuzz "$@"' fuzz
-  if ! result=$(build/fuzz/shard_image 10000 2>build/fuzz/shard_image.log); then
+  if ! result=$(build/fuzz/shard_image 5000 2>build/fuzz/shard_image.log); then
     tail -n 60 build/fuzz/shard_image.log >&2
     echo "shard_image: $result" >&2
     exit 1
@@ -58,7 +58,8 @@ fi
 say "tests"
 # Left out: the published code's other configurations and whole texts, ten minutes (ctest --preset cpu -R Other/), and
 # other programs that load our artifacts, twelve where they are installed (ctest --preset cpu -L interop).
-ctest --preset cpu --output-on-failure -j "$(nproc)" -E '\.Other/|^interop$'
+# One more at a time than there are processors: many wait for something.
+ctest --preset cpu --output-on-failure -j "$(($(nproc) + 1))" -E '\.Other/|^interop$'
 
 say "kills"
 jobs/bench/soak.sh 20
