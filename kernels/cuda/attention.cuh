@@ -9,10 +9,6 @@ namespace gptqd::cuda {
 
 inline constexpr float log2_e = 1.4426950408889634f;
 
-__device__ inline std::uint32_t shared_address(const void* pointer) {
-  return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
 template <class T>
 __device__ std::uint32_t pack_pair(float low, float high) {
   if constexpr (std::is_same_v<T, __half>) {

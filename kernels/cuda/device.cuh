@@ -141,13 +141,16 @@ struct Minimum {
   }
 };
 
+__device__ inline std::uint32_t shared_address(const void* pointer) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
 /// One element to shared memory while the thread goes on, zero unless it exists; there after
 /// wait_for_background_copies().
 /// @pre 4, 8 or 16 bytes
 template <class T>
 __device__ void copy_in_background(T* to, const T* from, bool exists = true) {
-  const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(address), "l"(from), "n"(sizeof(T)),
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)), "l"(from), "n"(sizeof(T)),
                "r"(exists ? static_cast<int>(sizeof(T)) : 0)
                : "memory");
 }

@@ -6,7 +6,7 @@
 #include "kernels/cuda/cuda_backend.hpp"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/factor_block.cuh"
-#include "kernels/cuda/promoted_product.cuh"
+#include "kernels/cuda/split_product.cuh"
 #include "kernels/factor.hpp"
 
 namespace gptqd::cuda {

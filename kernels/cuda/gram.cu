@@ -1,6 +1,6 @@
 #include "kernels/cuda/cuda_backend.hpp"
 #include "kernels/cuda/device.cuh"
-#include "kernels/cuda/promoted_product.cuh"
+#include "kernels/cuda/gram_product.cuh"
 #include "kernels/gram.hpp"
 
 namespace gptqd::cuda {
@@ -183,15 +183,8 @@ void CudaBackend::run(Stream& stream, const GramPanelArgs& args) {
       }
       return;
     }
-    if (allows_promoted_product(own, args.x, args.x, args.panel)) {
-      return promoted_product(own, {.left = args.x,
-                                    .right = args.x,
-                                    .run_rows = args.x.rows(),
-                                    .run = {},
-                                    .result = args.panel.as<float>(),
-                                    .accumulate = args.accumulate,
-                                    .lower = true,
-                                    .cut_terms = true});
+    if (allows_gram_product(own, args.x, args.panel)) {
+      return gram_product(own, {.x = args.x, .panel = args.panel.as<float>(), .accumulate = args.accumulate});
     }
     with_floating_type(args.x.dtype, [&]<class T>() { gram_in_full<T>(own, args); });
   });

@@ -86,6 +86,27 @@ __device__ inline void arrive_expecting(std::uint32_t barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
+// Clusters: blocks that run at once, see each other's barriers, and may receive the same copies.
+
+__device__ inline std::uint32_t block_in_cluster() {
+  std::uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+__device__ inline void synchronize_cluster() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+/// Arrives at the barrier of that number in another block of the cluster, or this one. For what was read: nothing was
+/// written that the other block must see, and releasing to the cluster would cost a barrier over all of the GPU's
+/// memory.
+__device__ inline void arrive_at_block(std::uint32_t barrier, std::uint32_t block) {
+  asm volatile(
+      "{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(barrier),
+      "r"(block)
+      : "memory");
+}
+
 // Barriers of whole warps, by number.
 
 __device__ inline void wait_with_others(int number, int threads) {
@@ -105,6 +126,23 @@ __device__ inline void load_box(std::uint32_t to, const CUtensorMap& map, std::u
       "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], "
       "[%2];" ::"r"(to),
       "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+      : "memory");
+}
+
+__device__ inline void load_box(std::uint32_t to, const CUtensorMap& map, std::uint32_t barrier, int c0, int c1) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
+          to),
+      "l"(&map), "r"(barrier), "r"(c0), "r"(c1)
+      : "memory");
+}
+/// The same into the same place of several blocks of the cluster, those whose bits are set, with their own barriers.
+__device__ inline void load_box_for_blocks(std::uint32_t to, const CUtensorMap& map, std::uint32_t barrier, int c0,
+                                           int c1, std::uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, "
+      "%4}], [%2], %5;" ::"r"(to),
+      "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "h"(blocks)
       : "memory");
 }
 
@@ -176,6 +214,12 @@ struct Factor {
 #define GPTQD_NAMES_40 GPTQD_NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39"
 #define GPTQD_NAMES_48 GPTQD_NAMES_40 ", %40, %41, %42, %43, %44, %45, %46, %47"
 #define GPTQD_NAMES_64 GPTQD_NAMES_48 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define GPTQD_NAMES_128                                                                                            \
+  GPTQD_NAMES_64                                                                                                   \
+  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, "     \
+  "%85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, " \
+  "%106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, "    \
+  "%124, %125, %126, %127"
 #define GPTQD_SUMS_8(i)                                                                                         \
   "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3]), "+f"(sums[i + 4]), "+f"(sums[i + 5]), \
       "+f"(sums[i + 6]), "+f"(sums[i + 7])
@@ -183,6 +227,9 @@ struct Factor {
 #define GPTQD_SUMS_40 GPTQD_SUMS_32, GPTQD_SUMS_8(32)
 #define GPTQD_SUMS_48 GPTQD_SUMS_40, GPTQD_SUMS_8(40)
 #define GPTQD_SUMS_64 GPTQD_SUMS_48, GPTQD_SUMS_8(48), GPTQD_SUMS_8(56)
+#define GPTQD_SUMS_128                                                                                     \
+  GPTQD_SUMS_64, GPTQD_SUMS_8(64), GPTQD_SUMS_8(72), GPTQD_SUMS_8(80), GPTQD_SUMS_8(88), GPTQD_SUMS_8(96), \
+      GPTQD_SUMS_8(104), GPTQD_SUMS_8(112), GPTQD_SUMS_8(120)
 /// sums (+)= a · b, both in shared memory, terms in columns. `a_name`, `b_name` and `add_name` number the operands.
 #define GPTQD_MULTIPLY_SHARED(type, columns, count, a_name, b_name, add_name)                                     \
   asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " add_name ", 0;\nwgmma.mma_async.sync.aligned.m64n" columns \
@@ -196,6 +243,13 @@ struct Factor {
                : GPTQD_SUMS_##count                                                                          \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b.bits))
 
+/// The same with terms in rows.
+#define GPTQD_MULTIPLY_SHARED_ROWS(type, columns, count, a_name, b_name, add_name)                                \
+  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " add_name ", 0;\nwgmma.mma_async.sync.aligned.m64n" columns \
+               "k16.f32." type "." type " {" GPTQD_NAMES_##count "}, " a_name ", " b_name ", add, 1, 1, 1, 1;\n}" \
+               : GPTQD_SUMS_##count                                                                               \
+               : "l"(a.bits), "l"(b.bits), "r"(static_cast<int>(add)))
+
 /// sums [64, 128] <- a [64, 16] · b [128, 16]ᵀ, or with `add` sums + that. T is __half or __nv_bfloat16.
 ///
 /// Of each 64x8 tile t of sums thread i holds, from sums[4·t] on, row 16·(i / 32) + i % 32 / 4, columns 2·(i % 4) and
@@ -206,6 +260,25 @@ __device__ void multiply(float (&sums)[64], Factor a, Factor b) {
     GPTQD_MULTIPLY_SHARED("f16", "128", 64, "%64", "%65", "%66");
   } else {
     GPTQD_MULTIPLY_SHARED("bf16", "128", 64, "%64", "%65", "%66");
+  }
+}
+
+/// sums [64, 2·count] <- a [16, 64]ᵀ · b [16, 2·count], or with `add` sums + that: both factors have their terms in rows.
+template <class T, int count>
+__device__ void multiply_rows(float (&sums)[count], Factor a, Factor b, bool add) {
+  static_assert(count == 64 || count == 128);
+  if constexpr (std::is_same_v<T, __half>) {
+    if constexpr (count == 64) {
+      GPTQD_MULTIPLY_SHARED_ROWS("f16", "128", 64, "%64", "%65", "%66");
+    } else {
+      GPTQD_MULTIPLY_SHARED_ROWS("f16", "256", 128, "%128", "%129", "%130");
+    }
+  } else {
+    if constexpr (count == 64) {
+      GPTQD_MULTIPLY_SHARED_ROWS("bf16", "128", 64, "%64", "%65", "%66");
+    } else {
+      GPTQD_MULTIPLY_SHARED_ROWS("bf16", "256", 128, "%128", "%129", "%130");
+    }
   }
 }
 
@@ -238,12 +311,15 @@ __device__ void multiply(float (&sums)[count], const std::uint32_t (&a)[4], Fact
 }
 
 #undef GPTQD_MULTIPLY_REGISTERS
+#undef GPTQD_MULTIPLY_SHARED_ROWS
 #undef GPTQD_MULTIPLY_SHARED
+#undef GPTQD_SUMS_128
 #undef GPTQD_SUMS_64
 #undef GPTQD_SUMS_48
 #undef GPTQD_SUMS_40
 #undef GPTQD_SUMS_32
 #undef GPTQD_SUMS_8
+#undef GPTQD_NAMES_128
 #undef GPTQD_NAMES_64
 #undef GPTQD_NAMES_48
 #undef GPTQD_NAMES_40

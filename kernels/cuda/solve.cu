@@ -7,7 +7,7 @@
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/grid_search.cuh"
 #include "kernels/cuda/ordered_product.cuh"
-#include "kernels/cuda/promoted_product.cuh"
+#include "kernels/cuda/split_product.cuh"
 #include "kernels/solve.hpp"
 
 namespace gptqd::cuda {
@@ -483,10 +483,10 @@ class PanelSolver {
     if constexpr (std::is_same_v<T, float>) {
       if (splits_) {
         const auto left = split(stream_, delta_.slice_cols(low, high - low), true, left_memory_.data());
-        auto right = own_;
-        right.parts = right.parts.slice_cols(0, low);
-        return split_product(
-            stream_, {.left = left, .right = right, .right_first = low, .result = corrections_.slice_cols(0, low)});
+        return split_product(stream_, {.left = left,
+                                       .right = own_.slice_cols(0, low),
+                                       .right_first = low,
+                                       .result = corrections_.slice_cols(0, low)});
       }
     }
     correct(corrections_, delta_, low, high, 0);

@@ -90,10 +90,6 @@ struct ConvertFactor {
   }
 };
 
-__device__ std::uint32_t shared_address(const void* at) {
-  return static_cast<std::uint32_t>(__cvta_generic_to_shared(at));
-}
-
 /// A tile [rows, cols] of a matrix -> shared memory, 16 bytes at a time, in the background. Their places are mixed by
 /// the row's number, so that the rows of one fragment lie in different banks. `from`: this thread's first 16 bytes.
 template <int rows, int cols>

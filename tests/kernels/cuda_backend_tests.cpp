@@ -296,7 +296,9 @@ TEST_F(CudaBackendTest, ALostDeviceFailsEveryCallWithItsNameAndEverythingCanBeGi
     }
     keep_busy(*other);
     const Event early = other->record();
-    cuda::break_device(dynamic_cast<cuda::CudaStream&>(*stream_).stream(), DeviceFault::lost);
+    auto& lost = dynamic_cast<cuda::CudaStream&>(*stream_);
+    cuda::break_device(lost.stream(), DeviceFault::lost);
+    lost.end("losing the device");
     const std::vector<std::pair<const char*, std::function<void()>>> calls{
         {"synchronize", [&] { stream_->synchronize(); }},
         {"fill_zero", [&] { backend_->fill_zero(*other, memory.data(), mebibyte); }},
