@@ -156,6 +156,12 @@ __device__ void copy_in_background(T* to, const T* from, bool exists = true) {
 }
 /// Waits for this thread's copies: other threads see them after a barrier.
 __device__ inline void wait_for_background_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+/// Makes this thread's copies since the last call a batch, and waits until at most `pending` batches are under way.
+__device__ inline void commit_background_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int pending>
+__device__ void wait_for_background_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+}
 
 inline unsigned int grid_size(std::int64_t blocks, std::int64_t most = (std::int64_t{1} << 31) - 1) {
   return static_cast<unsigned int>(std::max<std::int64_t>(1, std::min(blocks, most)));

@@ -28,28 +28,40 @@ constexpr int atom_bytes = atom_cols * stage_terms * 2;
 constexpr int row_atoms = block_rows / atom_cols;
 constexpr int col_atoms = tile_cols / atom_cols;
 constexpr int stage_bytes = (row_atoms + col_atoms) * atom_bytes;
-constexpr int shared_bytes = stages * stage_bytes + 1024 + ring_barrier_bytes(stages);
 constexpr int sums_of_a_thread = 64 * tile_cols / hopper::group_threads;
+/// Sums on their way to memory: a warp has 16 rows of each tile, and brings 32 columns of them at a time.
+constexpr int warps = groups * hopper::group_threads / 32;
+constexpr int warp_rows = 16;
+constexpr int slab_cols = 32;
+constexpr int slab_bytes = warp_rows * slab_cols * 4;
+constexpr int slabs = 2;
+constexpr int shared_bytes = stages * stage_bytes + warps * slabs * slab_bytes + 1024 + ring_barrier_bytes(stages);
 
 using Tiles = ProductTiles<tile_rows, tile_cols>;
 
 struct Problem {
-  Rows<float> panel;
   std::int64_t m;
   std::int64_t n;
   bool accumulate;
   Tiles tiles;
   const float* peaks;  // [tiles across, stages]
-  float* parts;        // sums of the pieces: [tile][piece][row][col]
+  const float* parts;  // sums of the pieces: [tile][piece][row][col]
+};
+
+struct Maps {
+  CUtensorMap x;
+  CUtensorMap panel;
+  CUtensorMap parts;
 };
 
 constexpr int peak_warps = 8;
 constexpr int peak_threads = 32 * peak_warps;
 
-/// peaks[column of tiles, stage] = the largest |x| there.
+/// peaks[column of tiles, stage] = the largest |x| there, maybe of some columns more. Rows are read in whole packs, which
+/// the last row's memory must hold.
 template <class T>
 __global__ void __launch_bounds__(peak_threads)
-    find_peaks(Rows<const T> x, std::int64_t tokens, std::int64_t m, std::int64_t n, float* peaks) {
+    find_peaks(Rows<const T> x, std::int64_t tokens, std::int64_t n, float* peaks) {
   constexpr int width = full_width<T>;
   static_assert(32 * width == tile_cols);
   constexpr std::uint32_t magnitudes = 0x7fff7fff;
@@ -60,22 +72,12 @@ __global__ void __launch_bounds__(peak_threads)
 #pragma unroll
   for (int i = 0; i < stage_terms / peak_warps; ++i) {
     const std::int64_t t = first + i * peak_warps;
-    if (t >= tokens || col >= n) {
-      continue;
+    uint4 words{};
+    if (t < tokens && col < n) {
+      words = *reinterpret_cast<const uint4*>(x.row(t) + col);
     }
-    Pack<T, width> pack{};
-    if (col + width <= m) {
-      pack = load_pack<width>(x.row(t) + col);
-    } else {
-      for (int j = 0; col + j < n; ++j) {
-        pack.values[j] = x.row(t)[col + j];
-      }
-    }
-    const auto* const words = reinterpret_cast<const std::uint32_t*>(&pack);
-#pragma unroll
-    for (int j = 0; j < width / 2; ++j) {
-      largest = __vmaxu2(largest, words[j] & magnitudes);
-    }
+    largest = __vmaxu2(largest, __vmaxu2(__vmaxu2(words.x & magnitudes, words.y & magnitudes),
+                                         __vmaxu2(words.z & magnitudes, words.w & magnitudes)));
   }
   const auto bits = static_cast<unsigned short>(max(largest & 0xffff, largest >> 16));
   float peak = 0;
@@ -121,71 +123,70 @@ __device__ void load_stages(const CUtensorMap& x, const Problem& problem, TileWo
   }
 }
 
-/// Where a thread's sums go: elements (row, col), (row, col + 1), (row + 8, col), (row + 8, col + 1) of quad q, whose
-/// col is 8·q further. That is where wgmma leaves them.
-class Target {
+/// A warp's way of sums to memory.
+class Outlet {
  public:
-  __device__ Target(const Problem& problem, const TileWork<Tiles>& work, int block, int group, int thread) {
-    const int row = block * block_rows + group * 64 + thread / 32 * 16 + thread % 32 / 4;
-    const int col = 2 * (thread % 4);
-    if (!work.is_whole()) {
-      float* const part = problem.parts + (work.tile * problem.tiles.pieces + work.piece) * tile_rows * tile_cols;
-      cols_ = tile_cols;
-      for (int h = 0; h < 2; ++h) {
-        exists_[h] = true;
-        to_[h] = part + (row + 8 * h) * tile_cols + col;
-      }
-      return;
+  /// @param memory  of this warp: slabs, each at a multiple of 1024 bytes
+  __device__ Outlet(const Maps& maps, std::uint32_t memory) : maps_(maps), memory_(memory) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    leads_ = lane == 0;
+    // Of each 8 x 8 tile of sums a thread has two neighbours in a row, and two 8 rows further down. The 16-byte pieces of
+    // a row are permuted by its number.
+    const int row = lane / 4;
+    row_bytes_ = row * slab_cols * 4 + lane % 2 * 8;
+    piece_ = lane % 4 / 2;
+    swizzle_ = row;
+  }
+  /// Rows from `row` on of the panel, or of the pieces.
+  __device__ void put(const float (&sums)[sums_of_a_thread], bool whole, bool adds, int row, int col) {
+    const CUtensorMap& map = whole ? maps_.panel : maps_.parts;
+    if (leads_) {
+      hopper::wait_for_stores<0>();  // the sums before: additions have an order
     }
-    const std::int64_t first_row = work.place.row * tile_rows + row;
-    const std::int64_t first_col = work.place.col * tile_cols + col;
-    cols_ = static_cast<int>(min(problem.n - first_col, std::int64_t{tile_cols}));
-    for (int h = 0; h < 2; ++h) {
-      exists_[h] = first_row + 8 * h < problem.m;
-      to_[h] = problem.panel.row(first_row + 8 * h) + first_col;
+#pragma unroll
+    for (int slab = 0; slab < tile_cols / slab_cols; ++slab) {
+      const std::uint32_t at = memory_ + slab % slabs * slab_bytes;
+      if (leads_) {
+        hopper::wait_for_reads_of_stores<slabs - 1>();
+      }
+      __syncwarp();
+#pragma unroll
+      for (int q = 0; q < slab_cols / 8; ++q) {
+        const std::uint32_t to = at + row_bytes_ + static_cast<std::uint32_t>(((2 * q + piece_) ^ swizzle_) * 16);
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const int i = 4 * (slab * (slab_cols / 8) + q) + 2 * h;
+          asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to + h * 8 * slab_cols * 4), "f"(sums[i]),
+                       "f"(sums[i + 1])
+                       : "memory");
+        }
+      }
+      hopper::fence_for_copies();
+      __syncwarp();
+      if (leads_) {
+        if (adds) {
+          hopper::add_box(map, at, col + slab * slab_cols, row);
+        } else {
+          hopper::store_box(map, at, col + slab * slab_cols, row);
+        }
+        hopper::end_stores();
+      }
     }
   }
-
-  __device__ void store(const float (&sums)[sums_of_a_thread]) const {
-    for_pairs(sums, [](float* to, float x, float y, bool both) {
-      if (both) {
-        *reinterpret_cast<float2*>(to) = {x, y};
-      } else {
-        *to = x;
-      }
-    });
+  /// Before the block ends.
+  __device__ void drain() const {
+    if (leads_) {
+      hopper::wait_for_stores<0>();
+    }
   }
-  /// Nobody else adds to it meanwhile, so that the order is given.
-  __device__ void add(const float (&sums)[sums_of_a_thread]) const { for_pairs(sums, add_in_memory); }
 
  private:
-  template <class Put>
-  __device__ void for_pairs(const float (&sums)[sums_of_a_thread], const Put& put) const {
-    const bool whole = cols_ > tile_cols - 8 + 1;
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      if (!exists_[h]) {
-        continue;
-      }
-      if (whole) {
-#pragma unroll
-        for (int q = 0; q < sums_of_a_thread / 4; ++q) {
-          put(to_[h] + 8 * q, sums[4 * q + 2 * h], sums[4 * q + 2 * h + 1], true);
-        }
-      } else {
-#pragma unroll
-        for (int q = 0; q < sums_of_a_thread / 4; ++q) {
-          if (8 * q < cols_) {
-            put(to_[h] + 8 * q, sums[4 * q + 2 * h], sums[4 * q + 2 * h + 1], 8 * q + 1 < cols_);
-          }
-        }
-      }
-    }
-  }
-
-  int cols_;  // from col on
-  bool exists_[2];
-  float* to_[2];
+  const Maps& maps_;
+  std::uint32_t memory_;
+  bool leads_;
+  std::uint32_t row_bytes_;
+  int piece_;
+  int swizzle_;
 };
 
 /// Stages [begin, begin + the result) of one sum, at most `most`: up to the first after which numbers drop. All threads of
@@ -207,15 +208,22 @@ __device__ int stages_of_sum(const float* peaks, int begin, int end, int most) {
 
 /// One warpgroup: 64 rows of each tile.
 template <class T>
-__device__ void multiply_stages(const Problem& problem, TileWork<Tiles> work, std::uint32_t memory,
+__device__ void multiply_stages(const Maps& maps, const Problem& problem, TileWork<Tiles> work, std::uint32_t memory,
                                 const Barriers& barriers, int block, int group) {
-  const int thread = static_cast<int>(threadIdx.x) % hopper::group_threads;
+  // From a neighbour, so that the compiler knows it for the same in the whole warp.
+  const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
+  Outlet outlet(maps, memory + stages * stage_bytes + warp * slabs * slab_bytes);
   constexpr int step = 16;  // terms of one instruction
   constexpr int step_bytes = step * atom_cols * 2;
   constexpr int last_step = stage_terms / step - 1;
   Ring ring;
   while (work.next()) {
-    const Target target(problem, work, block, group, thread);
+    const int row_in_tile = block * block_rows + warp * warp_rows;
+    const auto row = static_cast<int>(work.is_whole()
+                                          ? work.place.row * tile_rows
+                                          : (work.tile * problem.tiles.pieces + work.piece) * tile_rows) +
+                     row_in_tile;
+    const int col = work.is_whole() ? static_cast<int>(work.place.col * tile_cols) : 0;
     const float* const peaks = problem.peaks + work.place.col * problem.tiles.stages;
     bool adds = problem.accumulate && work.is_whole();
     // Neighbours end their first sums at other times, so that not all of them use the memory at once.
@@ -247,27 +255,24 @@ __device__ void multiply_stages(const Problem& problem, TileWork<Tiles> work, st
       hopper::wait_for_products<0>();
       hopper::keep(sums);
       barriers.give_back(last);
-      if (adds) {
-        target.add(sums);
-      } else {
-        target.store(sums);
-      }
+      outlet.put(sums, work.is_whole(), adds, row, col);
       adds = true;
       begin += count;
       most = sum_stages;
     }
   }
+  outlet.drain();
 }
 
 #endif
 
 template <class T>
 __global__ void __cluster_dims__(cluster_blocks, 1, 1) __launch_bounds__(product_threads, 1)
-    multiply_tiles(const __grid_constant__ CUtensorMap x, const __grid_constant__ Problem problem) {
+    multiply_tiles(const __grid_constant__ Maps maps, const __grid_constant__ Problem problem) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ std::byte memory[];
   const std::uint32_t aligned = (shared_address(memory) + 1023) / 1024 * 1024;
-  const Barriers barriers{aligned + stages * stage_bytes};
+  const Barriers barriers{aligned + stages * stage_bytes + warps * slabs * slab_bytes};
   const std::uint32_t block = hopper::block_in_cluster();
   const int group = static_cast<int>(threadIdx.x) / hopper::group_threads;
   if (threadIdx.x == 0) {
@@ -278,11 +283,11 @@ __global__ void __cluster_dims__(cluster_blocks, 1, 1) __launch_bounds__(product
   if (group == groups) {
     hopper::yield_registers<40>();
     if (threadIdx.x % hopper::group_threads == 0) {
-      load_stages(x, problem, work, aligned, barriers, block);
+      load_stages(maps.x, problem, work, aligned, barriers, block);
     }
   } else {
     hopper::claim_registers<232>();
-    multiply_stages<T>(problem, work, aligned, barriers, static_cast<int>(block), group);
+    multiply_stages<T>(maps, problem, work, aligned, barriers, static_cast<int>(block), group);
   }
   __syncwarp();
   hopper::synchronize_cluster();  // the other block may still write here
@@ -296,7 +301,8 @@ constexpr int join_width = 4;
 constexpr int join_threads = tile_cols / join_width * join_rows;
 
 /// Adds up the pieces of a tile that was cut, in order: a block has a few of its rows.
-__global__ void __launch_bounds__(join_threads) join_pieces(const __grid_constant__ Problem problem) {
+__global__ void __launch_bounds__(join_threads)
+    join_pieces(const __grid_constant__ Problem problem, Rows<float> panel) {
   constexpr std::int64_t floats = std::int64_t{tile_rows} * tile_cols;
   const std::int64_t tile = blockIdx.x / (tile_rows / join_rows);
   const int row = static_cast<int>(blockIdx.x) % (tile_rows / join_rows) * join_rows +
@@ -318,7 +324,7 @@ __global__ void __launch_bounds__(join_threads) join_pieces(const __grid_constan
   if (to_row >= problem.m) {
     return;
   }
-  float* const to = problem.panel.row(to_row) + to_col;
+  float* const to = panel.row(to_row) + to_col;
 #pragma unroll
   for (int i = 0; i < join_width; ++i) {
     if (to_col + i < problem.n) {
@@ -330,17 +336,18 @@ __global__ void __launch_bounds__(join_threads) join_pieces(const __grid_constan
 }  // namespace
 
 bool allows_gram_product(const CudaStream& stream, const ConstAnyView<2>& x, const AnyView<2>& panel) {
-  constexpr int map_width = 8;  // 16 bytes
+  constexpr int x_pack = 8;  // 16 bytes, as maps want them
+  constexpr int panel_pack = 4;
   const auto& gpu = stream.gpu().properties();
   return gpu.major == 9 && gpu.minor == 0 && (x.dtype == DType::f16 || x.dtype == DType::bf16) &&
-         allows_packs(map_width, x) && panel.dtype == DType::f32 && allows_packs(2, panel);
+         allows_packs(x_pack, x) && x.cols() % x_pack == 0 && panel.dtype == DType::f32 &&
+         allows_packs(panel_pack, panel);
 }
 
 void gram_product(CudaStream& stream, const GramProduct& args) {
   const std::int64_t most = stream.gpu().properties().multiProcessorCount / cluster_blocks;
   const std::int64_t tokens = args.x.rows();
-  Problem problem{.panel = Rows<float>(args.panel),
-                  .m = args.panel.rows(),
+  Problem problem{.m = args.panel.rows(),
                   .n = args.panel.cols(),
                   .accumulate = args.accumulate,
                   .tiles = product_tiles<tile_rows, tile_cols>(args.panel.rows(), args.panel.cols(), true,
@@ -348,26 +355,38 @@ void gram_product(CudaStream& stream, const GramProduct& args) {
                   .peaks = nullptr,
                   .parts = nullptr};
   const std::int64_t peaks = std::int64_t{problem.tiles.across} * problem.tiles.stages;
-  problem.parts = stream.scratch_of<float>(problem.tiles.part_floats() + peaks);
-  float* const found = problem.parts + problem.tiles.part_floats();
+  auto* const parts = stream.scratch_of<float>(problem.tiles.part_floats() + peaks);
+  float* const found = parts + problem.tiles.part_floats();
+  problem.parts = parts;
   problem.peaks = found;
-  // A single row has no stride, but the map wants one.
-  const std::int64_t stride = tokens == 1 ? divide_up(args.x.cols(), 8) * 8 : args.x.stride;
-  const auto map =
-      hopper::tensor_map<atom_cols, 2>(args.x.dtype, args.x.data, {args.x.cols(), tokens},
-                                       {stride * size_of(args.x.dtype)}, {atom_cols, stage_terms});
+  // A single row has no stride, but a map wants one.
+  const auto stride_bytes = [](const auto& view) {
+    const std::int64_t element = size_of(view.dtype);
+    return view.rows() == 1 ? divide_up(view.cols() * element, 16) * 16 : view.stride * element;
+  };
+  const auto slab_map = [&](void* data, std::int64_t rows, std::int64_t cols, std::int64_t stride) {
+    return hopper::tensor_map<slab_cols, 2>(DType::f32, data, {cols, rows}, {stride}, {slab_cols, warp_rows});
+  };
+  const AnyView<2> panel = args.panel;
+  Maps maps{.x = hopper::tensor_map<atom_cols, 2>(args.x.dtype, args.x.data, {args.x.cols(), tokens},
+                                                  {stride_bytes(args.x)}, {atom_cols, stage_terms}),
+            .panel = slab_map(panel.data, panel.rows(), panel.cols(), stride_bytes(panel)),
+            .parts = {}};
+  if (problem.tiles.cut > 0) {
+    maps.parts = slab_map(parts, problem.tiles.part_floats() / tile_cols, tile_cols, tile_cols * size_of(DType::f32));
+  }
   const auto run = [&]<class T>() {
     const dim3 grid(static_cast<unsigned int>(problem.tiles.stages), static_cast<unsigned int>(problem.tiles.across));
-    find_peaks<T><<<grid, peak_threads, 0, stream.stream()>>>(Rows<const T>(args.x), tokens, args.x.cols(), problem.n,
-                                                              found);
+    find_peaks<T><<<grid, peak_threads, 0, stream.stream()>>>(Rows<const T>(args.x), tokens, problem.n, found);
     check(cudaFuncSetAttribute(multiply_tiles<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
           "giving a kernel its shared memory");
     const auto blocks = static_cast<unsigned int>(clusters_of(problem.tiles, most) * cluster_blocks);
-    multiply_tiles<T><<<blocks, product_threads, shared_bytes, stream.stream()>>>(map, problem);
+    multiply_tiles<T><<<blocks, product_threads, shared_bytes, stream.stream()>>>(maps, problem);
   };
   args.x.dtype == DType::f16 ? run.template operator()<__half>() : run.template operator()<__nv_bfloat16>();
   if (problem.tiles.cut > 0) {
-    join_pieces<<<grid_size(problem.tiles.cut * (tile_rows / join_rows)), join_threads, 0, stream.stream()>>>(problem);
+    join_pieces<<<grid_size(problem.tiles.cut * (tile_rows / join_rows)), join_threads, 0, stream.stream()>>>(
+        problem, Rows<float>(args.panel));
   }
 }
 

@@ -17,9 +17,9 @@ namespace gptqd::cuda::hopper {
 
 inline constexpr int group_threads = 128;  // of a warpgroup
 
-/// A tensor [.., extents[1], extents[0]] for copies of `box` elements of it into a panel; what lies outside reads as
-/// zero. Innermost extent first; strides, in bytes, of the others.
-/// @pre box[0] is panel_columns; data and strides are multiples of 16 bytes
+/// A tensor [.., extents[1], extents[0]] for copies of `box` elements of it into a panel, or back; what lies outside reads
+/// as zero, and is not written. Innermost extent first; strides, in bytes, of the others.
+/// @pre box[0] is panel_columns, of 32, 64 or 128 bytes; data and strides are multiples of 16 bytes
 template <int panel_columns, std::size_t rank>
 CUtensorMap tensor_map(DType dtype, const void* data, const std::array<std::int64_t, rank>& extents,
                        const std::array<std::int64_t, rank - 1>& strides, const std::array<int, rank>& box) {
@@ -43,13 +43,18 @@ CUtensorMap tensor_map(DType dtype, const void* data, const std::array<std::int6
   std::copy(box.begin(), box.end(), boxes.begin());
   every.fill(1);
   CUtensorMap map{};
-  const auto status = encode(
-      &map, dtype == DType::f16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, rank,
-      const_cast<void*>(data), sizes.data(), steps.data(), boxes.data(), every.data(), CU_TENSOR_MAP_INTERLEAVE_NONE,
-      panel_columns == 64   ? CU_TENSOR_MAP_SWIZZLE_128B
-      : panel_columns == 32 ? CU_TENSOR_MAP_SWIZZLE_64B
-                            : CU_TENSOR_MAP_SWIZZLE_32B,
-      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const std::int64_t row_bytes = panel_columns * size_of(dtype);
+  const auto status =
+      encode(&map,
+             dtype == DType::f32   ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32
+             : dtype == DType::f16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                   : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+             rank, const_cast<void*>(data), sizes.data(), steps.data(), boxes.data(), every.data(),
+             CU_TENSOR_MAP_INTERLEAVE_NONE,
+             row_bytes == 128  ? CU_TENSOR_MAP_SWIZZLE_128B
+             : row_bytes == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
+                               : CU_TENSOR_MAP_SWIZZLE_32B,
+             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   require(status == CUDA_SUCCESS,
           fmt::format("CUDA, describing a tensor {}, innermost extent first, with strides of {} bytes: error {}",
                       to_string(extents), to_string(strides), static_cast<int>(status)));
@@ -144,6 +149,32 @@ __device__ inline void load_box_for_blocks(std::uint32_t to, const CUtensorMap& 
       "%4}], [%2], %5;" ::"r"(to),
       "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "h"(blocks)
       : "memory");
+}
+
+// From shared memory to a tensor, by one thread: fence_for_copies() by those who wrote there, a barrier among them,
+// copies, end_stores() (a batch). Whether a batch writes or adds before another is not said unless one waits.
+
+__device__ inline void fence_for_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ inline void store_box(const CUtensorMap& map, std::uint32_t from, int c0, int c1) {
+  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(&map), "r"(from),
+               "r"(c0), "r"(c1)
+               : "memory");
+}
+/// Adds in fp32, rounded to nearest, where the memory is.
+__device__ inline void add_box(const CUtensorMap& map, std::uint32_t from, int c0, int c1) {
+  asm volatile("cp.reduce.async.bulk.tensor.2d.global.shared::cta.add.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(&map),
+               "r"(from), "r"(c0), "r"(c1)
+               : "memory");
+}
+__device__ inline void end_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+/// Until at most `pending` of this thread's last batches have not been written; or not even read from shared memory.
+template <int pending>
+__device__ void wait_for_stores() {
+  asm volatile("cp.async.bulk.wait_group %0;" ::"n"(pending) : "memory");
+}
+template <int pending>
+__device__ void wait_for_reads_of_stores() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(pending) : "memory");
 }
 
 /// Registers a thread of this warpgroup may use from here on; every warp of it calls.

@@ -6,6 +6,7 @@
 #include "kernels/cuda/cuda_backend.hpp"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/grid_search.cuh"
+#include "kernels/cuda/half_scaling.cuh"
 #include "kernels/cuda/ordered_product.cuh"
 #include "kernels/cuda/split_product.cuh"
 #include "kernels/solve.hpp"
@@ -15,17 +16,19 @@ namespace gptqd::cuda {
 namespace {
 
 /// Rows of one block of threads: one lane each while columns are solved one after another, by its first warp. The
-/// other warps meanwhile fetch what comes next.
+/// other warps meanwhile do what the columns further on need.
 constexpr int tile_rows = 32;
 constexpr int solve_warps = 4;
 constexpr int solve_threads = 32 * solve_warps;
 /// Columns that a thread keeps in registers.
 constexpr int step_columns = 32;
-/// Columns of one launch.
+/// Columns of one launch, and its steps.
 constexpr int piece_columns = 128;
-constexpr int columns_before = piece_columns - step_columns;
+constexpr int most_steps = piece_columns / step_columns;
 /// Columns whose corrections a thread adds up together.
 constexpr int together = 4;
+/// An odd pitch: a warp's lanes, one row each, read different banks.
+constexpr int row_pitch = piece_columns + 1;
 /// Memory for the corrections of one strip of rows, and terms of one product that adds to them.
 constexpr std::int64_t strip_bytes = std::int64_t{64} << 20;
 constexpr std::int64_t most_terms = 4096;
@@ -56,11 +59,13 @@ struct Piece {
   std::int64_t low;
   std::int64_t high;
   Rows<const T> factor;
+  bool packs;                 // whether rows of the factor begin at 16 bytes, from `low` on as well
   const T* inverses;          // 1/L_aa
   Rows<const T> corrections;  // delta·L of all columns behind the piece
   Rows<const T> weights;
   Rows<T> delta;  // out
   const std::int32_t* group;
+  SplitParts parts;  // out: delta once more, rows as columns, unless null; only where T is float
 };
 
 /// What rounding to grids needs and gives.
@@ -84,22 +89,24 @@ struct Unrounded {
   Rows<T> updated;             // out: [rows, members]
 };
 
-/// What one step of columns needs, column by column, and what it leaves.
-template <class T>
-struct Step {
-  T diagonal[step_columns][step_columns];  // L of these columns, their own rows
-  T inverses[step_columns];
-  T weights[tile_rows][step_columns + 1];      // then delta
-  T scales[tile_rows][step_columns + 1];       // then W̃ where nothing is rounded
-  T reciprocals[tile_rows][step_columns + 1];  // of the scales
-  T zeros[tile_rows][step_columns + 1];
-  std::uint8_t codes[tile_rows][step_columns];
-};
+/// All that a tile of rows needs of one piece. Its columns end at piece_columns: where there are fewer, the first ones
+/// do not exist.
 template <class T>
 struct Shared {
-  Step<T> steps[2];
-  alignas(16) T before[step_columns][columns_before];  // L of the columns before the step's, its rows
-  T corrections[tile_rows][piece_columns + 1];
+  /// L's rows of each step, up to the step's last column: [step][row][column], rows of a step as long as each other.
+  alignas(16) T factor[step_columns * step_columns * most_steps * (most_steps + 1) / 2];
+  T inverses[piece_columns];
+  T weights[tile_rows][row_pitch];  // then delta
+  T corrections[tile_rows][row_pitch];
+  T scales[tile_rows][row_pitch];       // W̃ where nothing is rounded
+  T reciprocals[tile_rows][row_pitch];  // of the scales
+  std::uint8_t zeros[tile_rows][piece_columns + 4];  // then codes
+  std::int32_t groups[piece_columns];
+
+  /// Row `a` of a step, to be indexed by column.
+  __device__ T* factor_row(int step, int a) {
+    return factor + step_columns * step_columns * (step * (step + 1) / 2) + a * step_columns * (step + 1);
+  }
 };
 
 /// rint(weight/scale), with the bits of that division: see GridRounder in quantizer.cuh for why.
@@ -119,44 +126,59 @@ class TileSolver {
         shared_(shared),
         row_(std::int64_t{blockIdx.x} * tile_rows),
         rows_(static_cast<int>(min(std::int64_t{tile_rows}, piece.rows - row_))),
+        missing_(piece_columns - static_cast<int>(piece.high - piece.low)),
         lane_(static_cast<int>(threadIdx.x) % 32),
         warp_(static_cast<int>(threadIdx.x) / 32) {}
 
   __device__ void run() {
-    const int size = static_cast<int>(piece_.high - piece_.low);
-    for (int r = warp_; r < rows_; r += solve_warps) {
-      const T* const from = piece_.corrections.row(row_ + r) + piece_.low;
-      for (int c = lane_; c < size; c += 32) {
-        copy_in_background(&shared_.corrections[r][c], from + c);
+    const int first = missing_ / step_columns;
+    find_group(static_cast<int>(threadIdx.x));
+    __syncthreads();
+    std::uint8_t zeros[most_steps][tile_rows / solve_warps];
+    load_zeros(zeros);
+#pragma unroll 1  // the code is long, and run once: it must come from memory
+    for (int step = most_steps - 1; step >= first; --step) {
+      fetch(step);
+      if (step == most_steps - 1 || step == first) {
+        commit_background_copies();
       }
     }
-    int buffer = 0;
-    fetch(size - step_columns, shared_.steps[0], warp_, solve_warps);
-    wait_for_background_copies();
+    store_zeros(zeros);
+    if (first == most_steps - 1) {
+      wait_for_background_copies<0>();
+    } else {
+      wait_for_background_copies<1>();
+    }
     __syncthreads();
-    for (int high = size; high > 0; high -= step_columns) {
-      // Columns low + j of the piece for j in [0, step_columns): those below 0 do not exist.
-      const int low = high - step_columns;
+    prepare(most_steps - 1, warp_, solve_warps);
+    __syncthreads();
+#pragma unroll 1  // the code of a step is long
+    for (int step = most_steps - 1; step >= first; --step) {
+      const bool begins = step == most_steps - 1;
       if (warp_ == 0) {
-        solve_step(low, shared_.steps[buffer]);
-      } else {
-        if (high < size) {
-          store(high, shared_.steps[1 - buffer], warp_ - 1, solve_warps - 1);
+        solve_step(step);
+      } else if (!begins) {
+        correct(step + 1, step_columns * first, step_columns * step, warp_ - 1, solve_warps - 1);
+        store(step + 1, warp_ - 1, solve_warps - 1);
+        if (step > first) {
+          prepare(step - 1, warp_ - 1, solve_warps - 1);
         }
-        if (low > 0) {
-          fetch_before(low);
-          fetch(low - step_columns, shared_.steps[1 - buffer], warp_ - 1, solve_warps - 1);
-        }
-        wait_for_background_copies();
       }
+      wait_for_background_copies<0>();
       __syncthreads();
-      if (low > 0) {
-        correct_before(low, shared_.steps[buffer]);
+      if (step > first) {
+        correct(step, step_columns * (step - 1), step_columns * step, warp_, solve_warps);
+        if (begins) {
+          prepare(step - 1, warp_, solve_warps);
+        }
         __syncthreads();
-      } else {
-        store(low, shared_.steps[buffer], warp_, solve_warps);
       }
-      buffer = 1 - buffer;
+    }
+    store(first, warp_, solve_warps);
+    if constexpr (std::is_same_v<T, float>) {
+      if (piece_.parts.units != nullptr) {
+        store_parts();
+      }
     }
     if constexpr (Target::rounds) {
       if (warp_ == 0 && lane_ < rows_) {
@@ -166,70 +188,123 @@ class TileSolver {
   }
 
  private:
-  /// By `count` warps, of which this is number `index`. Columns that do not exist get what leaves no trace.
-  __device__ void fetch(int low, Step<T>& step, int index, int count) {
-    const int c = low + lane_;
-    const std::int64_t column = piece_.low + c;
-    if (index == 0) {
-      step.inverses[lane_] = c >= 0 ? piece_.inverses[column] : T{0};
-    }
-    std::int64_t group = 0;
+  /// This lane's column of a step in the panel; below the piece's first one where there is none.
+  __device__ std::int64_t column_of(int step) const {
+    return piece_.low + step_columns * step + lane_ - missing_;
+  }
+  __device__ bool exists(int step) const { return step_columns * step + lane_ >= missing_; }
+  __device__ void find_group(int c) {
+    static_assert(solve_threads == piece_columns);
     if constexpr (Target::rounds) {
-      if (c >= 0) {
-        group = max(std::int64_t{0}, min(target_.groups - 1, std::int64_t{piece_.group[column]}));
+      const std::int64_t group = c >= missing_ ? piece_.group[piece_.low + c - missing_] : 0;
+      shared_.groups[c] = static_cast<std::int32_t>(max(std::int64_t{0}, min(target_.groups - 1, group)));
+    }
+  }
+
+  __device__ void load_zeros(std::uint8_t (&zeros)[most_steps][tile_rows / solve_warps]) const {
+    if constexpr (Target::rounds) {
+#pragma unroll
+      for (int i = 0; i < tile_rows / solve_warps; ++i) {
+        const int r = min(rows_ - 1, warp_ + i * solve_warps);
+        const std::uint8_t* const row = target_.zeros.row(row_ + r);
+#pragma unroll
+        for (int step = 0; step < most_steps; ++step) {
+          zeros[step][i] = exists(step) ? row[shared_.groups[step_columns * step + lane_]] : std::uint8_t{0};
+        }
       }
     }
-    const std::int64_t existing = max(column, piece_.low);
-    for (int r = index; r < rows_; r += count) {
-      copy_in_background(&step.weights[r][lane_], piece_.weights.row(row_ + r) + existing, c >= 0);
-    }
-    for (int a = index; a < step_columns; a += count) {
-      copy_in_background(&step.diagonal[a][lane_], piece_.factor.row(piece_.low + max(0, low + a)) + existing,
-                         c >= 0 && lane_ <= a);
-    }
+  }
+  __device__ void store_zeros(const std::uint8_t (&zeros)[most_steps][tile_rows / solve_warps]) {
     if constexpr (Target::rounds) {
-#pragma unroll 11
-      for (int r = index; r < rows_; r += count) {
-        const T scale = c >= 0 ? static_cast<T>(target_.scales.row(row_ + r)[group]) : T{1};
-        step.scales[r][lane_] = scale;
-        step.reciprocals[r][lane_] = T{1} / scale;
-        step.zeros[r][lane_] = c >= 0 ? static_cast<T>(target_.zeros.row(row_ + r)[group]) : T{0};
+#pragma unroll
+      for (int i = 0; i < tile_rows / solve_warps; ++i) {
+#pragma unroll
+        for (int step = 0; step < most_steps; ++step) {
+          shared_.zeros[warp_ + i * solve_warps][step_columns * step + lane_] = zeros[step][i];
+        }
       }
     }
   }
 
-  /// By the warps but the first.
-  __device__ void fetch_before(int low) {
-    for (int a = warp_ - 1; a < step_columns; a += solve_warps - 1) {
-      const T* const from = piece_.factor.row(piece_.low + low + a) + piece_.low;
-      for (int c = lane_; c < low; c += 32) {
-        copy_in_background(&shared_.before[a][c], from + c);
+  /// Begins to bring what a step needs. Columns that do not exist get what leaves no trace.
+  __device__ void fetch(int step) {
+    const int c = step_columns * step + lane_;
+    std::int32_t group = 0;
+    if constexpr (Target::rounds) {
+      group = shared_.groups[c];
+    }
+    const bool there = exists(step);
+    const std::int64_t column = there ? column_of(step) : piece_.low;
+    if (warp_ == 0) {
+      copy_in_background(&shared_.inverses[c], piece_.inverses + column, there);
+    }
+    for (int r = warp_; r < rows_; r += solve_warps) {
+      copy_in_background(&shared_.weights[r][c], piece_.weights.row(row_ + r) + column, there);
+      copy_in_background(&shared_.corrections[r][c], piece_.corrections.row(row_ + r) + column, there);
+      if constexpr (Target::rounds) {
+        if constexpr (std::is_same_v<T, float>) {
+          copy_in_background(&shared_.scales[r][c], target_.scales.row(row_ + r) + group, there);
+        } else {
+          shared_.scales[r][c] = there ? static_cast<T>(target_.scales.row(row_ + r)[group]) : T{0};
+        }
+      }
+    }
+    const int columns = step_columns * (step + 1);
+    constexpr int width = full_width<T>;
+    for (int a = warp_; a < step_columns; a += solve_warps) {
+      const int row = step_columns * step + a - missing_;
+      const T* const from = piece_.factor.row(piece_.low + max(0, row)) + piece_.low;
+      T* const to = shared_.factor_row(step, a);
+      if (piece_.packs && missing_ == 0) {
+        for (int k = lane_ * width; k < columns; k += 32 * width) {
+          copy_in_background(reinterpret_cast<Pack<T, width>*>(to + k),
+                             reinterpret_cast<const Pack<T, width>*>(from + k));
+        }
+      } else {
+        for (int k = lane_; k < columns; k += 32) {
+          copy_in_background(to + k, from + max(0, k - missing_), row >= 0 && k >= missing_);
+        }
+      }
+    }
+  }
+
+  /// By `count` warps, of which this is number `index`.
+  __device__ void prepare(int step, int index, int count) {
+    if constexpr (Target::rounds) {
+      const int c = step_columns * step + lane_;
+      for (int r = index; r < rows_; r += count) {
+        const T scale = exists(step) ? shared_.scales[r][c] : T{1};
+        shared_.scales[r][c] = scale;
+        shared_.reciprocals[r][c] = T{1} / scale;
       }
     }
   }
 
   /// One lane a row; lanes without a row compute on what there is. Nothing is stored before the last column is done:
   /// loads could not run ahead of stores.
-  __device__ void solve_step(int low, Step<T>& step) {
+  __device__ void solve_step(int step) {
+    const int first = step_columns * step;
     T corrections[step_columns];  // then delta
     T steps[step_columns];        // rounded: q − z; else W̃
     T errors[step_columns];
 #pragma unroll
     for (int j = 0; j < step_columns; ++j) {
-      corrections[j] = low + j >= 0 ? shared_.corrections[lane_][low + j] : T{0};
+      corrections[j] = shared_.corrections[lane_][first + j];
     }
 #pragma unroll
     for (int a = step_columns - 1; a >= 0; --a) {
-      const T original = step.weights[lane_][a];
-      const T updated = fma(-corrections[a], step.inverses[a], original);
+      const T* const factor = shared_.factor_row(step, a) + first;
+      const T original = shared_.weights[lane_][first + a];
+      const T updated = fma(-corrections[a], shared_.inverses[first + a], original);
       T delta;
       if constexpr (Target::rounds) {
-        const T scale = step.scales[lane_][a];
-        const T zero = step.zeros[lane_][a];
+        const T scale = shared_.scales[lane_][first + a];
+        const T zero = static_cast<T>(shared_.zeros[lane_][first + a]);
         // Clamping rint(w/s) to [−z, highest − z] is clamping the code; s·(q − z) is exact.
-        steps[a] = clamp(rounded_quotient(updated, scale, step.reciprocals[lane_][a]), -zero, target_.highest - zero);
+        const T quotient = rounded_quotient(updated, scale, shared_.reciprocals[lane_][first + a]);
+        steps[a] = min(max(quotient, -zero), target_.highest - zero);
         delta = fma(scale, steps[a], -original);
-        errors[a] = fma(scale, steps[a], -updated) * step.diagonal[a][a];
+        errors[a] = fma(scale, steps[a], -updated) * factor[a];
       } else {
         steps[a] = updated;
         delta = updated - original;
@@ -237,38 +312,45 @@ class TileSolver {
       corrections[a] = delta;
 #pragma unroll
       for (int b = 0; b < a; ++b) {
-        corrections[b] = fma(delta, step.diagonal[a][b], corrections[b]);
+        corrections[b] = fma(delta, factor[b], corrections[b]);
       }
     }
 #pragma unroll
     for (int a = step_columns - 1; a >= 0; --a) {
-      step.weights[lane_][a] = corrections[a];
+      shared_.weights[lane_][first + a] = corrections[a];
       if constexpr (Target::rounds) {
-        step.codes[lane_][a] = static_cast<std::uint8_t>(static_cast<std::int32_t>(steps[a] + step.zeros[lane_][a]));
+        auto& code = shared_.zeros[lane_][first + a];
+        code = static_cast<std::uint8_t>(static_cast<std::int32_t>(steps[a]) + code);
         const auto error = static_cast<double>(errors[a]);
         loss_ = fma(error, error, loss_);
       } else {
-        step.scales[lane_][a] = steps[a];
+        shared_.scales[lane_][first + a] = steps[a];
       }
     }
   }
 
-  /// The corrections of the piece's columns before this step's.
-  __device__ void correct_before(int low, const Step<T>& step) {
+  /// The corrections of the columns [begin, end), which lie before the step's, by `count` warps.
+  __device__ void correct(int step, int begin, int end, int index, int count) {
+    begin += together * index;
+    if (begin >= end) {
+      return;
+    }
     T delta[step_columns];
 #pragma unroll
     for (int a = 0; a < step_columns; ++a) {
-      delta[a] = step.weights[lane_][a];
+      delta[a] = shared_.weights[lane_][step_columns * step + a];
     }
-    for (int c = together * warp_; c < low; c += together * solve_warps) {
+    const T* const factor = shared_.factor_row(step, 0);
+    for (int c = begin; c < end; c += together * count) {
       T sums[together];
 #pragma unroll
       for (int i = 0; i < together; ++i) {
-        sums[i] = shared_.corrections[lane_][c + i];  // of the next step's columns where it is beyond them: not used
+        sums[i] = shared_.corrections[lane_][c + i];
       }
 #pragma unroll
       for (int a = step_columns - 1; a >= 0; --a) {
-        const auto factors = *reinterpret_cast<const Pack<T, together>*>(&shared_.before[a][c]);
+        const auto factors =
+            *reinterpret_cast<const Pack<T, together>*>(factor + a * step_columns * (step + 1) + c);
 #pragma unroll
         for (int i = 0; i < together; ++i) {
           sums[i] = fma(delta[a], factors.values[i], sums[i]);
@@ -276,27 +358,54 @@ class TileSolver {
       }
 #pragma unroll
       for (int i = 0; i < together; ++i) {
-        if (c + i < low) {
-          shared_.corrections[lane_][c + i] = sums[i];
-        }
+        shared_.corrections[lane_][c + i] = sums[i];
       }
     }
   }
 
-  /// The results of a step, from the memory into which the same thread fetches.
-  __device__ void store(int low, const Step<T>& step, int index, int count) {
-    const int c = low + lane_;
-    const std::int64_t column = piece_.low + c;
-    if (c < 0) {
+  /// The results of a step.
+  __device__ void store(int step, int index, int count) {
+    const int c = step_columns * step + lane_;
+    const std::int64_t column = column_of(step);
+    if (!exists(step)) {
       return;
     }
     for (int r = index; r < rows_; r += count) {
-      piece_.delta.row(row_ + r)[column] = step.weights[r][lane_];
+      piece_.delta.row(row_ + r)[column] = shared_.weights[r][c];
       if constexpr (Target::rounds) {
-        target_.codes.row(row_ + r)[column] = step.codes[r][lane_];
+        target_.codes.row(row_ + r)[column] = shared_.zeros[r][c];
       } else if (piece_.group[column] == target_.wanted) {
-        target_.updated.row(row_ + r)[target_.member[column]] = step.scales[r][lane_];
+        target_.updated.row(row_ + r)[target_.member[column]] = shared_.scales[r][c];
       }
+    }
+  }
+
+  /// Delta of whole pieces as operand of a product: each row scaled by a power of two.
+  __device__ void store_parts() {
+    for (int i = 0; i < tile_rows / solve_warps; ++i) {
+      const int r = warp_ + i * solve_warps;
+      float peak = 0;
+#pragma unroll
+      for (int k = 0; k < most_steps; ++k) {
+        peak = fmaxf(peak, fabsf(shared_.weights[r][step_columns * k + lane_]));
+      }
+      peak = reduce<32>(peak, Maximum{});
+      if (lane_ == 0) {
+        shared_.corrections[r][0] = half_scaling(peak);
+      }
+    }
+    __syncthreads();
+    if (lane_ >= rows_) {
+      return;
+    }
+    const float scaling = shared_.corrections[lane_][0];
+    const SplitParts& parts = piece_.parts;
+    if (warp_ == 0) {
+      parts.units[row_ + lane_] = 1.0f / scaling;
+    }
+#pragma unroll 4
+    for (int c = warp_; c < piece_columns; c += solve_warps) {
+      parts.store(c, row_ + lane_, shared_.weights[lane_][c] * scaling);
     }
   }
 
@@ -305,6 +414,7 @@ class TileSolver {
   Shared<T>& shared_;
   std::int64_t row_;
   int rows_;
+  int missing_;  // columns that do not exist
   int lane_;
   int warp_;
   double loss_ = 0;
@@ -448,6 +558,11 @@ class PanelSolver {
     }
   }
 
+  /// Whether one launch solves a whole block that others depend on, so that it may leave what their products take.
+  bool is_piece(std::int64_t low, std::int64_t high) const {
+    return splits_ && low > 0 && high - low == piece_columns && args_.block == piece_columns && !args_.dynamic_grids;
+  }
+
   /// Decides how products are formed, by the GPU alone: what a row gets must not depend on which rows it comes with.
   void prepare_products(const TensorView<T, 2>& corrections) {
     if constexpr (std::is_same_v<T, float>) {
@@ -482,7 +597,9 @@ class PanelSolver {
     }
     if constexpr (std::is_same_v<T, float>) {
       if (splits_) {
-        const auto left = split(stream_, delta_.slice_cols(low, high - low), true, left_memory_.data());
+        const auto left = is_piece(low, high)
+                              ? split_memory(piece_columns, rows_, left_memory_.data()).matrix()
+                              : split(stream_, delta_.slice_cols(low, high - low), true, left_memory_.data());
         return split_product(stream_, {.left = left,
                                        .right = own_.slice_cols(0, low),
                                        .right_first = low,
@@ -498,17 +615,21 @@ class PanelSolver {
             std::int64_t until, const Target& target) {
     for (std::int64_t to = high; to > low;) {
       const std::int64_t from = std::max(low, to - piece_columns);
-      launch_piece<T, Target>(stream_,
-                              {.rows = rows_,
-                               .low = from,
-                               .high = to,
-                               .factor = Rows<const T>(factor_),
-                               .inverses = inverses_.data,
-                               .corrections = Rows<const T>(corrections),
-                               .weights = Rows<const T>(weights_),
-                               .delta = Rows<T>(delta),
-                               .group = args_.group.data + args_.first},
-                              target);
+      Piece<T> piece{.rows = rows_,
+                     .low = from,
+                     .high = to,
+                     .factor = Rows<const T>(factor_),
+                     .packs = from % full_width<T> == 0 && allows_packs(full_width<T>, ConstAnyView<2>(factor_)),
+                     .inverses = inverses_.data,
+                     .corrections = Rows<const T>(corrections),
+                     .weights = Rows<const T>(weights_),
+                     .delta = Rows<T>(delta),
+                     .group = args_.group.data + args_.first,
+                     .parts = {}};
+      if (is_piece(from, to)) {
+        piece.parts = SplitParts(split_memory(piece_columns, rows_, left_memory_.data()));
+      }
+      launch_piece<T, Target>(stream_, piece, target);
       correct(corrections, delta, from, to, until);
       to = from;
     }

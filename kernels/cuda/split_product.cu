@@ -274,25 +274,9 @@ constexpr int warps_of_split = split_threads / 32;
 constexpr int few_terms = 128;
 constexpr std::int64_t most_slices = 64;
 
-struct Parts {
-  Rows<__half> parts;
-  std::int64_t part_rows;
-  float* units;
-  float* peaks;
-
-  explicit Parts(const SplitMemory& memory)
-      : parts(memory.parts), part_rows(memory.part_rows), units(memory.units), peaks(memory.peaks) {}
-  /// `value` in the column's units.
-  __device__ void store(std::int64_t term, std::int64_t col, float value) const {
-    const __half high = __float2half_rn(value);
-    parts.row(term)[col] = high;
-    parts.row(part_rows + term)[col] = __float2half_rn(value - __half2float(high));
-  }
-};
-
 /// peaks[c] = the largest |number| of row c, which is a column of the operand: a warp each.
 __global__ void __launch_bounds__(split_threads)
-    find_row_peaks(Rows<const float> matrix, std::int64_t terms, std::int64_t cols, Parts out, bool packs) {
+    find_row_peaks(Rows<const float> matrix, std::int64_t terms, std::int64_t cols, SplitParts out, bool packs) {
   constexpr int width = full_width<float>;
   const std::int64_t col = std::int64_t{blockIdx.x} * warps_of_split + threadIdx.x / 32;
   if (col >= cols) {
@@ -322,7 +306,7 @@ __global__ void __launch_bounds__(split_threads)
 /// The same for columns that are columns, of a slice of the terms: a maximum is the same in any order. peaks are zeros
 /// at first. Of numbers that are not negative the bits have the same order.
 __global__ void __launch_bounds__(split_threads)
-    find_column_peaks(Rows<const float> matrix, std::int64_t terms, std::int64_t cols, Parts out) {
+    find_column_peaks(Rows<const float> matrix, std::int64_t terms, std::int64_t cols, SplitParts out) {
   __shared__ float found[split_rows][split_side];
   const std::int64_t col = std::int64_t{blockIdx.x} * split_side + threadIdx.x;
   float peak = 0;
@@ -346,7 +330,7 @@ __global__ void __launch_bounds__(split_threads)
 /// Parts of the element with term t and column c; zeros for t >= terms.
 template <bool transposed>
 __global__ void __launch_bounds__(split_threads)
-    split_matrix(Rows<const float> matrix, std::int64_t terms, std::int64_t cols, Parts out) {
+    split_matrix(Rows<const float> matrix, std::int64_t terms, std::int64_t cols, SplitParts out) {
   __shared__ float staged[split_side][split_side + 1];
   const std::int64_t first = std::int64_t{blockIdx.x} * split_side;
   const std::int64_t col = first + threadIdx.x;
@@ -380,7 +364,7 @@ __global__ void __launch_bounds__(split_threads)
 
 /// Both for few terms, transposed: a block has its columns whole.
 __global__ void __launch_bounds__(split_threads)
-    split_short_rows(Rows<const float> matrix, int terms, std::int64_t cols, Parts out) {
+    split_short_rows(Rows<const float> matrix, int terms, std::int64_t cols, SplitParts out) {
   __shared__ float staged[split_side][few_terms + 1];
   __shared__ float peaks[split_side];
   const std::int64_t first = std::int64_t{blockIdx.x} * split_side;
@@ -454,7 +438,7 @@ SplitMatrix split(CudaStream& stream, const ConstTensorView<float, 2>& matrix, b
   const std::int64_t terms = transposed ? matrix.cols() : matrix.rows();
   const std::int64_t cols = transposed ? matrix.rows() : matrix.cols();
   const auto result = split_memory(terms, cols, memory);
-  const Parts parts(result);
+  const SplitParts parts(result);
   const Rows<const float> rows(matrix);
   const auto blocks = grid_size(divide_up(cols, split_side));
   const dim3 threads(split_side, split_rows);

@@ -10,6 +10,7 @@
 
 #include "kernels/base/tensor_view.hpp"
 #include "kernels/cuda/cuda_stream.hpp"
+#include "kernels/cuda/device.cuh"
 
 namespace gptqd::cuda {
 
@@ -34,6 +35,24 @@ struct SplitMemory {
 
   SplitMatrix matrix() const { return {.part_rows = part_rows, .parts = parts, .units = units}; }
 };
+/// The same as kernels see it.
+struct SplitParts {
+  Rows<__half> parts;
+  std::int64_t part_rows = 0;
+  float* units = nullptr;
+  float* peaks = nullptr;
+
+  SplitParts() = default;
+  explicit SplitParts(const SplitMemory& memory)
+      : parts(memory.parts), part_rows(memory.part_rows), units(memory.units), peaks(memory.peaks) {}
+  /// `value` in the column's units.
+  __device__ void store(std::int64_t term, std::int64_t col, float value) const {
+    const __half high = __float2half_rn(value);
+    parts.row(term)[col] = high;
+    parts.row(part_rows + term)[col] = __float2half_rn(value - __half2float(high));
+  }
+};
+
 std::int64_t split_bytes(std::int64_t terms, std::int64_t cols);
 /// @param memory  split_bytes(terms, cols), 256-byte aligned
 SplitMemory split_memory(std::int64_t terms, std::int64_t cols, void* memory);

@@ -198,6 +198,11 @@ class GramOfActivations : public OnDevice {
     const auto seen = rounded(x).as<double>();
     return product(transposed(seen), seen);
   }
+  /// fp32's, and where tensor cores add up by truncating what their bias may come to: docs/numerics.md allows 2e-5.
+  double tolerance(std::int64_t tokens) const {
+    const double bias = computes_in_f32() ? 0.0 : 4e-9 * static_cast<double>(std::min<std::int64_t>(tokens, 2048));
+    return 2e-6 + bias;
+  }
 };
 INSTANTIATE_TEST_SUITE_P(, GramOfActivations, ::testing::ValuesIn(test::compute_devices()), test::device_name);
 
@@ -205,16 +210,17 @@ TEST_P(GramOfActivations, MatchesReferenceOverSeveralTilesAndIntervals) {
   struct Case {
     std::int64_t tokens, m, w, gap;
   };
-  // Tiles are 192 x 256 where tensor cores do it, sums 128 tokens; rows that do not begin at 16 bytes go another way.
-  for (const auto& [tokens, m, w, gap] : {Case{1, 8, 8, 0}, Case{37, 45, 45, 0}, Case{130, 200, 136, 8},
-                                          Case{129, 193, 57, 7}, Case{385, 640, 600, 0}, Case{1000, 264, 258, 16}}) {
+  // Tiles are 256 x 256 where tensor cores do it, sums 2,048 tokens; rows that do not begin at 16 bytes go another way.
+  for (const auto& [tokens, m, w, gap] :
+       {Case{1, 8, 8, 0}, Case{37, 45, 45, 0}, Case{130, 200, 136, 8}, Case{129, 193, 57, 7}, Case{385, 640, 600, 0},
+        Case{1000, 264, 258, 16}, Case{64, 776, 768, 0}, Case{4500, 128, 120, 0}}) {
     const auto x = normal(tokens, m, 3);
     const auto device = upload_rounded(x, gap);
     const auto panel = upload(Matrix<float>(m, w, std::nanf("")), gap);
 
     backend->gram_panel(*stream, {.x = device.view, .panel = panel.view});
 
-    EXPECT_LE(lower_error(download(panel), exact(x)), 2e-6) << tokens << " " << m << " " << w;
+    EXPECT_LE(lower_error(download(panel), exact(x)), tolerance(tokens)) << tokens << " " << m << " " << w;
   }
 }
 
@@ -236,7 +242,7 @@ TEST_P(GramOfActivations, AddsChunkAfterChunkInAStridedPanel) {
       expected(r, c) = h(r + 8, c + 8);
     }
   }
-  EXPECT_LE(lower_error(download(panel), expected), 2e-6);
+  EXPECT_LE(lower_error(download(panel), expected), tolerance(700));
 }
 
 TEST_P(GramOfActivations, HasTheSameBitsEveryTime) {
@@ -259,20 +265,31 @@ TEST_P(GramOfActivations, KeepsAChannelsEnergyBesideMassiveActivations) {
   if (computes_in_f32()) {
     return;  // a sum in fp32 loses about as much as is at stake
   }
-  const std::int64_t tokens = 2048;
+  const std::int64_t tokens = 4096;
   const std::int64_t channel = 17;
-  auto x = normal(tokens, 64, 6, 0.2);
-  double energy = 0;
-  for (std::int64_t t = 1; t < tokens; ++t) {
-    energy += std::pow(static_cast<double>(rounded(x(t, channel))), 2);
+  // On the first token of each window, as models have them; anywhere; where sums end.
+  for (const auto& massive : std::vector<std::vector<std::int64_t>>{{0, 2048}, {0, 333, 1087, 2900}, {2047, 4095}}) {
+    auto x = normal(tokens, 320, 6, 0.2);
+    for (const auto t : massive) {
+      x(t, channel) = 0;
+    }
+    double energy = 0;
+    for (std::int64_t t = 0; t < tokens; ++t) {
+      energy += std::pow(static_cast<double>(rounded(x(t, channel))), 2);
+    }
+    for (const auto t : massive) {
+      x(t, channel) = 1504;  // which both half types hold
+    }
+    const auto device = upload_rounded(x);
+    const auto panel = upload(Matrix<float>(320, 304));
+
+    backend->gram_panel(*stream, {.x = device.view, .panel = panel.view});
+
+    const auto got = download(panel);
+    const double rest = static_cast<double>(got(channel, channel)) - static_cast<double>(massive.size()) * 1504 * 1504;
+    EXPECT_NEAR(rest, energy, 0.05 * energy) << "massive: " << ::testing::PrintToString(massive);
+    EXPECT_LE(lower_error(got, exact(x)), tolerance(tokens));
   }
-  x(0, channel) = 1500;
-  const auto device = upload_rounded(x);
-  const auto panel = upload(Matrix<float>(64, 64));
-
-  backend->gram_panel(*stream, {.x = device.view, .panel = panel.view});
-
-  EXPECT_NEAR(static_cast<double>(download(panel)(channel, channel)), exact(x)(channel, channel), 0.05 * energy);
 }
 
 TEST_P(GramOfActivations, ColumnSquareSumsAreSumsOfSquares) {
