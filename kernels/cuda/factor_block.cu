@@ -324,28 +324,48 @@ __device__ void update_next_panel(BlockMatrix& block, int p) {
 /// All threads: the block, with the identity where it has no rows, and zeros above the diagonal.
 template <bool packed>
 __device__ void load_block(BlockMatrix& block, Rows<float> columns, int size) {
+  constexpr int warps = block_threads / 32;
+  static_assert(side == 32 * step && block_threads >= side);
+  const int thread = static_cast<int>(threadIdx.x);
+  // A warp has whole rows, but for the runs that the diagonal passes.
+  const int c = thread % 32 * step;
+  const float* from = columns.row(thread / 32) + c;
 #pragma unroll 1
-  for (int i = static_cast<int>(threadIdx.x); i < side * side / step; i += block_threads) {
-    const int r = i / (side / step);
-    const int c = i % (side / step) * step;
+  for (int r = thread / 32; r < side; r += warps, from += warps * columns.stride) {
     float* const to = block.rows[r] + c;
-    if (c > r) {
+    const int passed = r / step * step;
+    if (c < passed && r < size) {
+      if constexpr (packed) {
+        copy_in_background(reinterpret_cast<Run*>(to), reinterpret_cast<const Run*>(from));
+      } else {
+#pragma unroll
+        for (int j = 0; j < step; ++j) {
+          copy_in_background(to + j, from + j);
+        }
+      }
+    } else if (c != passed) {
       store_pack(to, Run{});
-    } else if (packed && r < size && c + step <= r + 1) {
-      copy_in_background(reinterpret_cast<Run*>(to), reinterpret_cast<const Run*>(columns.row(r) + c));
+    }
+  }
+  if (thread < side) {
+    const int place = thread % step;
+    const int passed = thread - place;
+    float* const to = block.rows[thread] + passed;
+    if (thread < size) {
+      const float* const row = columns.row(thread) + passed;
+#pragma unroll
+      for (int j = 0; j < step; ++j) {
+        copy_in_background(to + j, row + j, j <= place);
+      }
     } else {
 #pragma unroll
       for (int j = 0; j < step; ++j) {
-        if (r < size && c + j <= r) {
-          copy_in_background(to + j, columns.row(r) + c + j);
-        } else {
-          to[j] = c + j == r ? 1.0f : 0.0f;
-        }
+        to[j] = j == place ? 1.0f : 0.0f;
       }
     }
   }
 #pragma unroll 1
-  for (int i = static_cast<int>(threadIdx.x); i < tile_size; i += block_threads) {
+  for (int i = thread; i < tile_size; i += block_threads) {
     block.identity[i / tile][i % tile] = i / tile == i % tile ? 1.0f : 0.0f;
   }
   wait_for_background_copies();
@@ -472,8 +492,7 @@ __device__ void load_half(float* inverse, float* staged, int half, Rows<float> r
     } else {
 #pragma unroll
       for (int j = 0; j < step; ++j) {
-        const bool exists = r < existing && c + j < size;
-        copy_in_background(to + j, exists ? element + j : rows.data, exists);
+        copy_in_background(to + j, element + j, r < existing && c + j < size);
       }
     }
   }
