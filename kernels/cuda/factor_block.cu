@@ -272,16 +272,18 @@ __device__ void update_next_panel(BlockMatrix& block, int p) {
   const LanePlace lane;
   const int row = (static_cast<int>(threadIdx.x) - panel_threads) / 32 * 8 + lane.y;
   const int col = (p + 1) * tile + lane.x;
-  float sums[count][count];
-#pragma unroll
-  for (int i = 0; i < count; ++i) {
-#pragma unroll
-    for (int j = 0; j < count; ++j) {
-      sums[i][j] = block.rows[row + rows_apart * i][col + cols_apart * j];
-    }
-  }
+  float sums[count][count] = {};
 #pragma unroll 1
   for (int k = 0; k < (p + 1) * tile; k += steps_at_once * step) {
+    if (k == p * tile) {
+#pragma unroll
+      for (int i = 0; i < count; ++i) {
+#pragma unroll
+        for (int j = 0; j < count; ++j) {
+          sums[i][j] += block.rows[row + rows_apart * i][col + cols_apart * j];
+        }
+      }
+    }
     if (k >= p * tile) {
       wait_with_others(first_done + (k - p * tile) / (steps_at_once * step), block_threads);
     }
