@@ -260,7 +260,7 @@ __device__ void attend(const AttentionProblem<T>& problem, const Memory<T, S>& m
   const int own_turn = 1 + group;
   const int next_turn = 1 + (group + 1) % S::groups;
   if (group == S::groups - 1) {
-    hopper::arrive_for_others(next_turn, two_groups);
+    arrive_for_others(next_turn, two_groups);
   }
 
   float scores[S::scores];
@@ -363,11 +363,11 @@ __device__ void attend(const AttentionProblem<T>& problem, const Memory<T, S>& m
       const auto last = ring;
       ring.advance();
       hopper::wait_for(memory.keys_full(ring.stage), ring.parity);
-      hopper::wait_with_others(own_turn, two_groups);
+      wait_with_others(own_turn, two_groups);
       begin_scores(ring.stage);
       hopper::wait_for(memory.values_full(last.stage), last.parity);
       begin_sums(last.stage);
-      hopper::arrive_for_others(next_turn, two_groups);
+      arrive_for_others(next_turn, two_groups);
       hopper::wait_for_products<1>();
       scored(key);
       weigh_tile(key);
@@ -417,7 +417,7 @@ __device__ void attend(const AttentionProblem<T>& problem, const Memory<T, S>& m
     }
   }
   if (group == 0) {
-    hopper::wait_with_others(own_turn, two_groups);  // the last group's turn is over: nobody has arrived in vain
+    wait_with_others(own_turn, two_groups);  // the last group's turn is over: nobody has arrived in vain
   }
 }
 

@@ -156,11 +156,21 @@ __device__ void copy_in_background(T* to, const T* from, bool exists = true) {
 }
 /// Waits for this thread's copies: other threads see them after a barrier.
 __device__ inline void wait_for_background_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
-/// Makes this thread's copies since the last call a batch, and waits until at most `pending` batches are under way.
-__device__ inline void commit_background_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+/// The thread's copies since the last call become a group. Groups end in order.
+__device__ inline void end_group_of_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+/// Until at most `pending` of this thread's groups are not done.
 template <int pending>
-__device__ void wait_for_background_copies() {
+__device__ void wait_for_groups_of_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+}
+
+/// Barriers of whole warps, by number (0 is that of __syncthreads()): a phase ends when so many threads have come. Those
+/// that only arrive do not wait, and what they wrote before is seen by those that do.
+__device__ inline void wait_with_others(int number, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+__device__ inline void arrive_for_others(int number, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
 
 inline unsigned int grid_size(std::int64_t blocks, std::int64_t most = (std::int64_t{1} << 31) - 1) {

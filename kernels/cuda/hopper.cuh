@@ -112,15 +112,6 @@ __device__ inline void arrive_at_block(std::uint32_t barrier, std::uint32_t bloc
       : "memory");
 }
 
-// Barriers of whole warps, by number.
-
-__device__ inline void wait_with_others(int number, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
-}
-__device__ inline void arrive_for_others(int number, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory");
-}
-
 __device__ inline void prefetch(const CUtensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }

@@ -140,14 +140,14 @@ class TileSolver {
     for (int step = most_steps - 1; step >= first; --step) {
       fetch(step);
       if (step == most_steps - 1 || step == first) {
-        commit_background_copies();
+        end_group_of_copies();
       }
     }
     store_zeros(zeros);
     if (first == most_steps - 1) {
-      wait_for_background_copies<0>();
+      wait_for_groups_of_copies<0>();
     } else {
-      wait_for_background_copies<1>();
+      wait_for_groups_of_copies<1>();
     }
     __syncthreads();
     prepare(most_steps - 1, warp_, solve_warps);
@@ -164,7 +164,7 @@ class TileSolver {
           prepare(step - 1, warp_ - 1, solve_warps - 1);
         }
       }
-      wait_for_background_copies<0>();
+      wait_for_groups_of_copies<0>();
       __syncthreads();
       if (step > first) {
         correct(step, step_columns * (step - 1), step_columns * step, warp_, solve_warps);

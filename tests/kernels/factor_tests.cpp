@@ -133,6 +133,26 @@ TEST_P(FactorPanel, StatusNamesTheLeadingMinorThatFails) {
   });
 }
 
+TEST_P(FactorPanel, StatusNamesEveryPivotOfABlock) {
+  constexpr std::int64_t n = 150;
+  with_real_types([&]<class T>() {
+    // First and last columns of what GPUs take at once: 4, 16, 128.
+    for (const std::int64_t bad : {0, 1, 3, 4, 15, 16, 63, 64, 112, 127, 128, 149}) {
+      Matrix<double> h(n, n);
+      for (std::int64_t i = 0; i < n; ++i) {
+        h(i, i) = i == bad ? 0.5 : 2.0;
+        if (i < bad) {
+          h(bad, i) = i + 1 == bad ? 1.5 : 0.0;  // leaves 0.5 − 1.125
+        }
+      }
+      h(0, 0) = bad == 0 ? -0.5 : 2.0;
+      auto panels = cut_panels<T>(h, n);
+
+      EXPECT_EQ(factor_panels(*this, panels), bad + 1);
+    }
+  });
+}
+
 TEST_P(FactorPanel, StatusSeesNaNBesideTheDiagonal) {
   with_real_types([&]<class T>() {
     Matrix<double> h(8, 8);
@@ -143,6 +163,37 @@ TEST_P(FactorPanel, StatusSeesNaNBesideTheDiagonal) {
     auto panels = cut_panels<T>(h, 8);
 
     EXPECT_EQ(factor_panels(*this, panels), 6);
+  });
+}
+
+TEST_P(FactorPanel, RowsBelowAreSolvedAtEveryHeight) {
+  constexpr std::int64_t w = 128;
+  constexpr std::int64_t kinds = 7;  // of rows, again and again
+  const auto h = reference::random_hessian(w, 200, 6);
+  const auto expected = reference::random_normal(kinds, w, 7);
+  const auto rows = reference::product(expected, reference::transposed(*reference::cholesky(h)));
+  with_real_types([&]<class T>() {
+    for (const std::int64_t below : {1, 41, 2500, 5000}) {
+      Matrix<T> host(w + below, w);
+      for (std::int64_t r = 0; r < w + below; ++r) {
+        for (std::int64_t c = 0; c < w; ++c) {
+          host(r, c) = static_cast<T>(r < w ? h(r, c) : rows((r - w) % kinds, c));
+        }
+      }
+      const auto panel = upload(host, below % 2);
+      const auto status = upload(std::vector<std::int32_t>{-1});
+
+      backend->factor_panel(*stream, {.panel = panel.view, .status = flat(status)});
+
+      EXPECT_EQ(download(status)(0, 0), 0);
+      const auto got = download(panel);
+      for (std::int64_t r = 0; r < below; ++r) {
+        for (std::int64_t c = 0; c < w; ++c) {
+          ASSERT_NEAR(static_cast<double>(got(w + r, c)), expected(r % kinds, c), 100 * tolerance<T>(w))
+              << below << ": " << r << ", " << c;
+        }
+      }
+    }
   });
 }
 
