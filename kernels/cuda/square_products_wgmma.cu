@@ -25,7 +25,6 @@ constexpr int panel_cols = 64;
 constexpr int panel_bytes = stage_terms * panel_cols * 2;
 constexpr int panels = tile_cols / panel_cols;
 constexpr int stage_bytes = delta_bytes + panels * panel_bytes;
-constexpr int products_of_a_thread = 64 * tile_cols / hopper::group_threads;
 static_assert(SquareProducts::padding % stage_terms == 0 && tile_cols % stage_terms == 0);
 
 struct Problem {
@@ -33,6 +32,20 @@ struct Problem {
   int across;  // tiles of columns
   int tiles;
 };
+
+/// Numbers of tiles that are on their way to those who compute them: two barriers and a word each.
+constexpr int queue_slots = 2;
+constexpr int queue_at = stages * stage_bytes + ring_barrier_bytes(stages);
+constexpr int shared_bytes = queue_at + queue_slots * (2 * 8 + 4) + 1024;
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+using Ring = StageRing<stages>;
+using Barriers = StageBarriers<stages>;
+constexpr int group_warps = hopper::group_threads / 32;
+constexpr int products_of_a_thread = 64 * tile_cols / hopper::group_threads;
+/// Warps of a block that read tile numbers: those that multiply, and one that loads.
+constexpr int readers = groups * group_warps + 1;
 
 /// Tiles row by row of tiles, the deepest of a row first: what runs at the same time has rows of δ and columns of the
 /// factor in common, and what ends a piece of the work is short.
@@ -49,12 +62,11 @@ struct Tile {
         end(static_cast<int>(problem.args.depth / stage_terms)) {}
 };
 
-/// Tile numbers on their way to the warps of both blocks: words in shared memory, and barriers that tell when one has
-/// come ("full") and been read ("empty").
+/// Tile numbers for the warps of both blocks: words in shared memory, and barriers that tell when one has come ("full")
+/// and been read ("empty").
 struct NumberQueue {
-  static constexpr int slots = 2;
-  static constexpr int bytes = slots * (2 * 8 + 4);
-  static constexpr int none [[maybe_unused]] = -1;  // no more tiles
+  static constexpr int slots = queue_slots;
+  static constexpr int none = -1;  // no more tiles
 
   std::uint32_t first;
 
@@ -62,17 +74,6 @@ struct NumberQueue {
   __device__ std::uint32_t empty(int slot) const { return first + 8 * (slots + slot); }
   __device__ std::uint32_t number(int slot) const { return first + 16 * slots + 4 * slot; }
 };
-
-constexpr int queue_at = stages * stage_bytes + ring_barrier_bytes(stages);
-constexpr int shared_bytes = queue_at + NumberQueue::bytes + 1024;
-
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-
-using Ring = StageRing<stages>;
-using Barriers = StageBarriers<stages>;
-constexpr int group_warps = hopper::group_threads / 32;
-/// Warps of a block that read tile numbers: those that multiply, and one that loads.
-constexpr int readers = groups * group_warps + 1;
 
 /// One thread, before the cluster synchronizes.
 __device__ void initialize(const Barriers& barriers, const NumberQueue& queue) {
@@ -213,7 +214,7 @@ __device__ void multiply_stages(const Problem& problem, const NumberQueue& queue
 
 #endif
 
-__global__ void __cluster_dims__(cluster_blocks, 1, 1) __launch_bounds__(product_threads, 1)
+__global__ void GPTQD_CLUSTER __launch_bounds__(product_threads, 1)
     square_tiles(const __grid_constant__ CUtensorMap delta, const __grid_constant__ CUtensorMap factor,
                  const __grid_constant__ Problem problem) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
