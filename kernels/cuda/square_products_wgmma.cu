@@ -200,9 +200,9 @@ __device__ void multiply_stages(const Problem& problem, const NumberQueue& queue
       ring.advance();
     }
     hopper::wait_for_products<0>();
-    hopper::keep(products);
     barriers.give_back(last);
-    number = numbers.next();  // first what others wait for
+    number = numbers.next();
+    hopper::keep(products);  // first what others wait for
     const double sums[2] = {sum_of_squares(products, 0), sum_of_squares(products, 1)};
     const int half = lane % 4;
     const std::int64_t row = std::int64_t{tile.row} * tile_rows + own_row + 8 * half;
