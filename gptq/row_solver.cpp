@@ -201,14 +201,10 @@ void RowSolver::walk(const Factorization& factorization, bool solving) {
     const auto norms = [&](int i) {
       return norms_.view<double, 1>({rows_.count}, i * rows_.count * size_of(DType::f64));
     };
-    const auto measure = [&](const Buffer& rows, int i) {
-      backend.weighted_norms(stream, {.factor = panel,
-                                      .first = first,
-                                      .delta = matrix(rows),
-                                      .extra = extra,
-                                      .norms = norms(i),
-                                      .row_tile = row_tile_});
-    };
+    std::vector<NormRows> measured{{.delta = matrix(weights_), .norms = norms(2)}};
+    if (baseline_) {
+      measured.push_back({.delta = matrix(baseline_), .norms = norms(1)});
+    }
     if (solving) {
       backend.solve_panel(stream, {.grid = spec_.grid(),
                                    .dynamic_grids = spec_.dynamic_grids(),
@@ -226,12 +222,10 @@ void RowSolver::walk(const Factorization& factorization, bool solving) {
                                    .row_loss = norms(0),
                                    .row_tile = row_tile_});
     } else {
-      measure(delta_, 0);
+      measured.push_back({.delta = matrix(delta_), .norms = norms(0)});
     }
-    if (baseline_) {
-      measure(baseline_, 1);
-    }
-    measure(weights_, 2);
+    backend.weighted_norms(
+        stream, {.factor = panel, .first = first, .rows = std::move(measured), .extra = extra, .row_tile = row_tile_});
   }
   exchange.drain();
 }

@@ -55,14 +55,15 @@ void validate(const SolvePanelArgs& args) {
 
 void validate(const WeightedNormsArgs& args) {
   constexpr auto operation = "weighted_norms";
-  const auto rows = args.delta.rows();
-  const auto n = args.delta.cols();
+  const auto n = args.extra.rows();
   expect_factor(args.factor, args.first, n, operation);
   expect(args.row_tile >= 1, operation,
          [&] { return fmt::format("row_tile = {}, expected a positive one", args.row_tile); });
-  expect_tensor(args.delta, Shape<2>{rows, n}, {args.factor.dtype}, operation, "delta");
   expect_tensor(args.extra, Shape<1>{n}, operation, "extra");
-  expect_tensor(args.norms, Shape<1>{rows}, operation, "norms");
+  for (const auto& [delta, norms] : args.rows) {
+    expect_tensor(delta, Shape<2>{delta.rows(), n}, {args.factor.dtype}, operation, "delta");
+    expect_tensor(norms, Shape<1>{delta.rows()}, operation, "norms");
+  }
 }
 
 }  // namespace gptqd

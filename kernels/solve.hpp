@@ -1,5 +1,7 @@
 #pragma once
 /// @file The column-block solve of GPTQ, left-looking, one panel of the factor at a time (docs/numerics.md).
+#include <vector>
+
 #include "kernels/grid.hpp"
 
 namespace gptqd {
@@ -35,14 +37,19 @@ struct SolvePanelArgs {
 };
 void validate(const SolvePanelArgs& args);
 
-/// norms[r] += ‖(rows of `delta`) · L[:, panel]‖² − Σ_a extra[a]·delta[r, a]² over the panel's columns a:
+/// Rows whose norms are wanted.
+struct NormRows {
+  ConstAnyView<2> delta;        ///< [rows, n], dtype of factor
+  TensorView<double, 1> norms;  ///< [rows], added to
+};
+
+/// norms[r] += ‖(row r of `delta`) · L[:, panel]‖² − Σ_a extra[a]·delta[r, a]² over the panel's columns a:
 /// summed over all panels this is delta·H·deltaᵀ, row by row, H without what damping added (extra, the diagonal D).
 struct WeightedNormsArgs {
   ConstAnyView<2> factor;  ///< [n − first, w], zero above the diagonal
   std::int64_t first = 0;
-  ConstAnyView<2> delta;             ///< [rows, n], dtype of factor
+  std::vector<NormRows> rows;        ///< several matrices at once, which share what preparing the factor costs
   ConstTensorView<double, 1> extra;  ///< [n], factor order
-  TensorView<double, 1> norms;       ///< [rows]
   std::int64_t row_tile = 64;
 };
 void validate(const WeightedNormsArgs& args);

@@ -416,6 +416,25 @@ void measure_layer(Bench& bench, const Ceilings& ceilings, std::int64_t rows, st
                 .rate = teraflops(static_cast<double>(rows) * square, solve_seconds),
                 .unit = "TF/s",
                 .ceiling = ceilings.f32});
+
+  // Of the weights and of an error, as a walk over the panels measures them.
+  const auto extra = bench.upload_list(std::vector<double>(static_cast<std::size_t>(n)));
+  const auto weight_norms = bench.upload_list(std::vector<double>(static_cast<std::size_t>(rows)));
+  const double norm_seconds = bench.seconds([&] {
+    for (std::size_t k = l.count(); k-- > 0;) {
+      backend.weighted_norms(stream,
+                             {.factor = l.view(k),
+                              .first = l.first(k),
+                              .rows = {{weights.view, flat<double>(weight_norms)}, {delta.view, flat<double>(loss)}},
+                              .extra = flat<double>(extra)});
+    }
+  });
+  bench.report({.operation = "losses",
+                .shape = fmt::format("2 x {} rows, {} columns by {}", rows, n, width),
+                .seconds = norm_seconds,
+                .rate = teraflops(2 * static_cast<double>(rows) * square, norm_seconds),
+                .unit = "TF/s",
+                .ceiling = ceilings.bf16});
 }
 
 /// ‖H − H64‖/‖H64‖ over the lower part, and of one channel, the last, the error of its energy and of its Schur

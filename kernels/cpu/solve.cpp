@@ -372,9 +372,9 @@ class PanelSolver {
 };
 
 template <class T>
-void run_weighted_norms(ThreadPool& pool, const WeightedNormsArgs& args) {
+void add_norms(ThreadPool& pool, const WeightedNormsArgs& args, const NormRows& matrix) {
   const auto factor = args.factor.as<T>();
-  const auto delta = args.delta.as<T>();
+  const auto delta = matrix.delta.as<T>();
   const auto w = factor.cols();
   pool.parallel_for(cpu::tile_count(delta.rows(), args.row_tile), [&](std::int64_t tile, int worker) {
     const auto row = tile * args.row_tile;
@@ -389,7 +389,7 @@ void run_weighted_norms(ThreadPool& pool, const WeightedNormsArgs& args) {
         const auto plain = static_cast<double>(delta(row + r, args.first + c));
         norm += weighted * weighted - args.extra(args.first + c) * plain * plain;
       }
-      args.norms(row + r) += norm;
+      matrix.norms(row + r) += norm;
     }
   });
 }
@@ -405,8 +405,11 @@ void CpuBackend::run(Stream& stream, const SolvePanelArgs& args) {
 
 void CpuBackend::run(Stream& stream, const WeightedNormsArgs& args) {
   enqueue(stream, [this, args] {
-    cpu::with_real_type(args.factor.dtype, "weighted_norms",
-                        [&](auto type) { run_weighted_norms<decltype(type)>(pool(), args); });
+    cpu::with_real_type(args.factor.dtype, "weighted_norms", [&](auto type) {
+      for (const auto& matrix : args.rows) {
+        add_norms<decltype(type)>(pool(), args, matrix);
+      }
+    });
   });
 }
 

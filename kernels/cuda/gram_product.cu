@@ -267,7 +267,7 @@ __device__ void multiply_stages(const Maps& maps, const Problem& problem, TileWo
 #endif
 
 template <class T>
-__global__ void __cluster_dims__(cluster_blocks, 1, 1) __launch_bounds__(product_threads, 1)
+__global__ void GPTQD_CLUSTER __launch_bounds__(product_threads, 1)
     multiply_tiles(const __grid_constant__ Maps maps, const __grid_constant__ Problem problem) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ std::byte memory[];

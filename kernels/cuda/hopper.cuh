@@ -86,7 +86,7 @@ __device__ inline void wait_for(std::uint32_t barrier, std::uint32_t parity) {
 __device__ inline void arrive(std::uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
-/// Arrives; the phase ends when so many bytes have been copied as well.
+/// Arrives; the phase ends when so many bytes have been written as well.
 __device__ inline void arrive_expecting(std::uint32_t barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
@@ -110,6 +110,22 @@ __device__ inline void arrive_at_block(std::uint32_t barrier, std::uint32_t bloc
       "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(barrier),
       "r"(block)
       : "memory");
+}
+/// A word to the same place in that block, whose barrier counts its four bytes and is arrived at: who waits there sees
+/// the word.
+__device__ inline void send_to_block(std::uint32_t to, std::uint32_t barrier, std::uint32_t block, std::uint32_t word) {
+  asm volatile(
+      "{\n.reg .b32 place, remote;\nmapa.shared::cluster.u32 place, %0, %2;\nmapa.shared::cluster.u32 remote, %1, %2;\n"
+      "mbarrier.arrive.expect_tx.shared::cluster.b64 _, [remote], 4;\n"
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [place], %3, [remote];\n}" ::"r"(to),
+      "r"(barrier), "r"(block), "r"(word)
+      : "memory");
+}
+
+__device__ inline std::uint32_t load_word(std::uint32_t from) {
+  std::uint32_t word;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(from) : "memory");
+  return word;
 }
 
 __device__ inline void prefetch(const CUtensorMap& map) {
@@ -236,8 +252,8 @@ struct Factor {
 #define GPTQD_NAMES_40 GPTQD_NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39"
 #define GPTQD_NAMES_48 GPTQD_NAMES_40 ", %40, %41, %42, %43, %44, %45, %46, %47"
 #define GPTQD_NAMES_64 GPTQD_NAMES_48 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define GPTQD_NAMES_128                                                                                            \
-  GPTQD_NAMES_64                                                                                                   \
+#define GPTQD_NAMES_128                                                                                             \
+  GPTQD_NAMES_64                                                                                                    \
   ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, "     \
   "%85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, " \
   "%106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, "    \
@@ -265,10 +281,11 @@ struct Factor {
                : GPTQD_SUMS_##count                                                                          \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b.bits))
 
-/// The same with terms in rows.
-#define GPTQD_MULTIPLY_SHARED_ROWS(type, columns, count, a_name, b_name, add_name)                                \
+/// The same with the terms of b in rows, and those of a where `a_rows` is "1".
+#define GPTQD_MULTIPLY_SHARED_ROWS(type, columns, count, a_rows, a_name, b_name, add_name)                        \
   asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " add_name ", 0;\nwgmma.mma_async.sync.aligned.m64n" columns \
-               "k16.f32." type "." type " {" GPTQD_NAMES_##count "}, " a_name ", " b_name ", add, 1, 1, 1, 1;\n}" \
+               "k16.f32." type "." type " {" GPTQD_NAMES_##count "}, " a_name ", " b_name ", add, 1, 1, " a_rows  \
+                                                                 ", 1;\n}"                                        \
                : GPTQD_SUMS_##count                                                                               \
                : "l"(a.bits), "l"(b.bits), "r"(static_cast<int>(add)))
 
@@ -285,22 +302,34 @@ __device__ void multiply(float (&sums)[64], Factor a, Factor b) {
   }
 }
 
-/// sums [64, 2·count] <- a [16, 64]ᵀ · b [16, 2·count], or with `add` sums + that: both factors have their terms in rows.
+/// sums [64, 2·count] <- a [16, 64]ᵀ · b [16, 2·count], or with `add` sums + that: both factors have their terms in
+/// rows.
 template <class T, int count>
 __device__ void multiply_rows(float (&sums)[count], Factor a, Factor b, bool add) {
   static_assert(count == 64 || count == 128);
   if constexpr (std::is_same_v<T, __half>) {
     if constexpr (count == 64) {
-      GPTQD_MULTIPLY_SHARED_ROWS("f16", "128", 64, "%64", "%65", "%66");
+      GPTQD_MULTIPLY_SHARED_ROWS("f16", "128", 64, "1", "%64", "%65", "%66");
     } else {
-      GPTQD_MULTIPLY_SHARED_ROWS("f16", "256", 128, "%128", "%129", "%130");
+      GPTQD_MULTIPLY_SHARED_ROWS("f16", "256", 128, "1", "%128", "%129", "%130");
     }
   } else {
     if constexpr (count == 64) {
-      GPTQD_MULTIPLY_SHARED_ROWS("bf16", "128", 64, "%64", "%65", "%66");
+      GPTQD_MULTIPLY_SHARED_ROWS("bf16", "128", 64, "1", "%64", "%65", "%66");
     } else {
-      GPTQD_MULTIPLY_SHARED_ROWS("bf16", "256", 128, "%128", "%129", "%130");
+      GPTQD_MULTIPLY_SHARED_ROWS("bf16", "256", 128, "1", "%128", "%129", "%130");
     }
+  }
+}
+
+/// sums [64, 256] <- a [64, 16] · b [16, 256], or with `add` sums + that: the terms of a in columns, those of b in
+/// rows.
+template <class T>
+__device__ void multiply_by_rows(float (&sums)[128], Factor a, Factor b, bool add) {
+  if constexpr (std::is_same_v<T, __half>) {
+    GPTQD_MULTIPLY_SHARED_ROWS("f16", "256", 128, "0", "%128", "%129", "%130");
+  } else {
+    GPTQD_MULTIPLY_SHARED_ROWS("bf16", "256", 128, "0", "%128", "%129", "%130");
   }
 }
 

@@ -12,6 +12,13 @@ namespace gptqd::cuda {
 
 inline constexpr int cluster_blocks = 2;
 
+/// Of a kernel whose blocks come in such clusters. Passes for GPUs without clusters refuse the attribute.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define GPTQD_CLUSTER __cluster_dims__(cluster_blocks, 1, 1)
+#else
+#define GPTQD_CLUSTER
+#endif
+
 /// A tile's place, in units of tiles.
 struct TilePlace {
   std::int64_t row = 0;

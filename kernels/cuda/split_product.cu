@@ -204,7 +204,7 @@ __device__ void multiply_stages(const Problem& problem, TileWork<Tiles> work, st
 
 #endif
 
-__global__ void __cluster_dims__(cluster_blocks, 1, 1) __launch_bounds__(product_threads, 1)
+__global__ void GPTQD_CLUSTER __launch_bounds__(product_threads, 1)
     multiply_tiles(const __grid_constant__ CUtensorMap left, const __grid_constant__ CUtensorMap right,
                    const __grid_constant__ Problem problem) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL

@@ -191,7 +191,7 @@ class SolvePanel : public OnDevice {
   void add_norms(DeviceTensors& on, const ConstAnyView<2>& factor, std::int64_t first, const ConstAnyView<2>& delta,
                  const ConstTensorView<double, 1>& extra, const TensorView<double, 1>& norms) {
     on.backend->weighted_norms(
-        *on.stream, {.factor = factor, .first = first, .delta = delta, .extra = extra, .norms = norms, .row_tile = 32});
+        *on.stream, {.factor = factor, .first = first, .rows = {{delta, norms}}, .extra = extra, .row_tile = 32});
   }
 };
 INSTANTIATE_TEST_SUITE_P(, SolvePanel, ::testing::ValuesIn(test::available_devices()), test::device_name);
@@ -250,36 +250,66 @@ TEST_P(SolvePanel, HasWeightedNormsWhoseBitsDependNeitherOnThreadsNorOnHowRowsAr
 }
 
 TEST_P(SolvePanel, HasWeightedNormsThatAreTheUndampedLoss) {
-  const std::int64_t n = 101;
-  const auto h = reference::random_hessian(n, 120, 11, 0);
-  const auto delta = reference::random_normal(35, n, 12, 0.01);
-  auto damped = h;
-  std::vector<double> extra(static_cast<std::size_t>(n));
-  for (std::int64_t c = 0; c < n; ++c) {
-    extra[static_cast<std::size_t>(c)] = 1.0 + 0.1 * static_cast<double>(c);
-    damped(c, c) += extra[static_cast<std::size_t>(c)];
-  }
-  const auto weighted = reference::product(delta, h);
-  const auto device_extra = upload(extra);
-  with_real_types([&]<class T>() {
-    const auto device_delta = upload(delta.as<T>());
-    const auto norms = upload(std::vector<double>(35, 100.0));
-
-    for (const auto& panel : factored<T>(*this, damped, 32)) {
-      const auto factor = upload(panel.values);
-      add_norms(*this, factor.view, panel.first, device_delta.view, flat(device_extra), flat(norms));
+  struct Case {
+    std::int64_t rows, n, width;
+  };
+  for (const auto& [rows, n, width] : {Case{35, 101, 32}, Case{300, 645, 320}}) {  // within a tile of a GPU; several
+    const auto h = reference::random_hessian(n, n + 19, 11, 0);
+    const auto delta = reference::random_normal(rows, n, 12, 0.01);
+    auto damped = h;
+    std::vector<double> extra(static_cast<std::size_t>(n));
+    for (std::int64_t c = 0; c < n; ++c) {
+      extra[static_cast<std::size_t>(c)] = 1.0 + 0.1 * static_cast<double>(c);
+      damped(c, c) += extra[static_cast<std::size_t>(c)];
     }
+    const auto weighted = reference::product(delta, h);
+    const auto device_extra = upload(extra);
+    with_real_types([&]<class T>() {
+      const auto device_delta = upload(delta.as<T>(), 3);
+      const auto norms = upload(std::vector<double>(static_cast<std::size_t>(rows), 100.0));
 
-    // A GPU may round to TF32 what only a record needs.
-    const double share = !std::is_same_v<T, float> ? 1e-10 : GetParam().name == "cpu" ? 1e-5 : 5e-4;
-    const auto got = download(norms);
-    for (std::int64_t r = 0; r < 35; ++r) {
-      double loss = 0;
-      for (std::int64_t c = 0; c < n; ++c) {
-        loss += weighted(r, c) * delta(r, c);
+      for (const auto& panel : factored<T>(*this, damped, width)) {
+        const auto factor = upload(panel.values, 5);
+        add_norms(*this, factor.view, panel.first, device_delta.view, flat(device_extra), flat(norms));
       }
-      EXPECT_NEAR(got(0, r) - 100, loss, share * loss) << r;
+
+      // A GPU may round to fewer bits what only a record needs.
+      const double share = !std::is_same_v<T, float> ? 1e-10 : GetParam().name == "cpu" ? 1e-5 : 5e-4;
+      const auto got = download(norms);
+      for (std::int64_t r = 0; r < rows; ++r) {
+        double loss = 0;
+        for (std::int64_t c = 0; c < n; ++c) {
+          loss += weighted(r, c) * delta(r, c);
+        }
+        EXPECT_NEAR(got(0, r) - 100, loss, share * loss) << r << " of " << rows;
+      }
+    });
+  }
+}
+
+TEST_P(SolvePanel, HasWeightedNormsOfSeveralMatricesThatAreThoseOfEach) {
+  const auto h = reference::random_hessian(72, 90, 30);
+  const auto extra = upload(std::vector<double>(72, 0.25));
+  with_real_types([&]<class T>() {
+    const auto panel = factored<T>(*this, h, 72)[0];
+    const auto factor = upload(panel.values);
+    const auto many = upload(reference::random_normal(70, 72, 31, 0.01).as<T>());
+    const auto few = upload(reference::random_normal(3, 72, 32, 5).as<T>());
+    std::vector<std::vector<double>> results;
+    for (const bool together : {true, false}) {
+      const auto norms = upload(std::vector<double>(73, 1.0));
+      const auto of_many = flat(norms).slice_rows(0, 70);
+      const auto of_few = flat(norms).slice_rows(70, 3);
+      if (together) {
+        backend->weighted_norms(
+            *stream, {.factor = factor.view, .rows = {{many.view, of_many}, {few.view, of_few}}, .extra = flat(extra)});
+      } else {
+        backend->weighted_norms(*stream, {.factor = factor.view, .rows = {{few.view, of_few}}, .extra = flat(extra)});
+        backend->weighted_norms(*stream, {.factor = factor.view, .rows = {{many.view, of_many}}, .extra = flat(extra)});
+      }
+      results.push_back(download(norms).data);
     }
+    EXPECT_EQ(results[0], results[1]);
   });
 }
 
