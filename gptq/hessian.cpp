@@ -95,7 +95,10 @@ std::int64_t ActivationChunk::bytes() const {
   return sum;
 }
 
-std::int64_t resident_sums_bytes(const PanelLayout& layout, int ranks, int rank, int leaves) {
+namespace {
+
+/// Device bytes, beside H, of the sums of panels that are made one after another.
+std::int64_t sums_bytes(const PanelLayout& layout, int ranks, int rank, int leaves) {
   const auto tree = tree_buffers(ranks, rank, leaves);
   const int together = std::min(ranks, most_panels_together);
   std::int64_t most = 0;
@@ -112,6 +115,20 @@ std::int64_t resident_sums_bytes(const PanelLayout& layout, int ranks, int rank,
     on_the_way = ranks == 1 ? 0 : bytes;
   }
   return most;
+}
+
+}  // namespace
+
+ResidentWay resident_way(const PanelLayout& layout, int ranks, int rank, int leaves, std::int64_t chunk_bytes,
+                         std::int64_t room) {
+  if (ranks == 1) {
+    const auto passes = panel_passes(layout, ranks, leaves, room - chunk_bytes);
+    const std::int64_t bytes = passes.front().bytes + chunk_bytes;
+    if (passes.size() == 1 && bytes <= room) {
+      return {.copies = true, .bytes = bytes};
+    }
+  }
+  return {.copies = false, .bytes = sums_bytes(layout, ranks, rank, leaves)};
 }
 
 std::vector<PanelPass> panel_passes(const PanelLayout& layout, int ranks, int leaves, std::int64_t room) {
@@ -240,6 +257,10 @@ Panels HessianSource::panels(const PanelLayout& layout, const DeviceOrder& order
     extract(result, order.host());
   } else if (input_.upload != nullptr) {
     accumulate_parked(result, order, room);
+  } else if (resident_way(layout, team_.communicator.size(), team_.communicator.rank(), leaves_, largest_chunk_bytes(),
+                          room)
+                 .copies) {
+    accumulate_copies(result, order);
   } else {
     accumulate(result, order);
   }
@@ -317,25 +338,42 @@ void HessianSource::accumulate_parked(Panels& panels, const DeviceOrder& order, 
       use(x);
     });
   };
-  const int ranks = team_.communicator.size();
   const std::int64_t least_room = -team_.group.all_max(2 * slot_bytes - room, "room for sums of the Hessian");
-  for (const auto& pass : panel_passes(layout, ranks, leaves_, least_room)) {
-    std::vector<PanelSum> sums;
-    for (int k = pass.first; k >= pass.last; --k) {
-      sums.push_back({.shape = layout.at(k), .tree = make_tree(panels.dtype(), layout.at(k))});
-    }
-    add_leaves(sums, through_ring);
-    comm::TreeReduction reduction(team_.communicator);
-    const auto what = fmt::format("Hessian panels {} to {} of {}", pass.first, pass.last, layer_);
-    for (int k = pass.first; k >= pass.last; --k) {
-      reduction.add(sums[static_cast<std::size_t>(pass.first - k)].tree, panels.owner(k),
-                    panels.owns(k) ? panels.view(k) : AnyView<2>{}, what);
-    }
-    sums.clear();
-    reduction.start(stream, what);
-    auto tree = make_tree(panels.dtype(), layout.at(pass.first));
-    reduction.finish(stream, tree);
+  for (const auto& pass : panel_passes(layout, team_.communicator.size(), leaves_, least_room)) {
+    make_panels(panels, pass, through_ring);
   }
+}
+
+void HessianSource::accumulate_copies(Panels& panels, const DeviceOrder& order) {
+  const Buffer memory = team_.backend.allocate(largest_chunk_bytes());
+  const auto through_copies = [&](const LeafInput& leaf, const UseChunk& use) {
+    visit_chunks(leaf, nullptr, [&](AnyView<2> x) {
+      const auto copy = memory.any_view<2>(x.dtype, x.shape);
+      team_.backend.gather_columns(team_.stream, {.x = x, .index = order.index(), .y = copy});
+      use(copy);
+    });
+  };
+  make_panels(panels, {.first = panels.layout().count() - 1, .last = 0, .bytes = 0}, through_copies);
+}
+
+void HessianSource::make_panels(Panels& panels, const PanelPass& pass,
+                                const std::function<void(const LeafInput& leaf, const UseChunk& use)>& visit) {
+  const auto& layout = panels.layout();
+  std::vector<PanelSum> sums;
+  for (int k = pass.first; k >= pass.last; --k) {
+    sums.push_back({.shape = layout.at(k), .tree = make_tree(panels.dtype(), layout.at(k))});
+  }
+  add_leaves(sums, visit);
+  comm::TreeReduction reduction(team_.communicator);
+  const auto what = fmt::format("Hessian panels {} to {} of {}", pass.first, pass.last, layer_);
+  for (int k = pass.first; k >= pass.last; --k) {
+    reduction.add(sums[static_cast<std::size_t>(pass.first - k)].tree, panels.owner(k),
+                  panels.owns(k) ? panels.view(k) : AnyView<2>{}, what);
+  }
+  sums.clear();
+  reduction.start(team_.stream, what);
+  auto tree = make_tree(panels.dtype(), layout.at(pass.first));
+  reduction.finish(team_.stream, tree);
 }
 
 void HessianSource::add_leaves(std::span<PanelSum> sums,

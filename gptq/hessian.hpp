@@ -27,7 +27,7 @@ struct ActivationChunk {
   std::int64_t bytes() const;
 };
 
-/// The activations of one leaf of the summation tree, in sample order. On the device their columns are put into factor
+/// The activations of one leaf of the summation tree, in sample order. On the device their columns may be put into factor
 /// order while H is accumulated, in place, and afterwards back.
 struct LeafInput {
   int leaf = 0;
@@ -44,14 +44,22 @@ struct HessianInput {
   std::function<std::optional<std::string>()> find_non_finite;
   /// Set where the leaves lie in page-locked host memory: the stream that brings them. On all ranks or none.
   Stream* upload = nullptr;
-  /// Device memory that passes over leaves in host memory may take beyond what the solve takes later.
+  /// Device memory that copies of chunks and passes over leaves may take beyond what the solve takes later.
   std::int64_t spare_bytes = 0;
   /// Σ x² of each of this rank's leaves, [leaves, cols], on the device, by whoever made them; else computed from them.
   std::optional<ConstTensorView<double, 2>> square_sums = std::nullopt;
 };
 
-/// Device bytes, beside H, of the sums that make H of activations on the device.
-std::int64_t resident_sums_bytes(const PanelLayout& layout, int ranks, int rank, int leaves);
+/// How H is made of activations on the device.
+struct ResidentWay {
+  /// A chunk after the other is copied into factor order, for all panels at once, which takes half as long as putting X
+  /// into that order and back. But the sums of all panels take their memory, and several ranks could not exchange them
+  /// beside the work: only one rank's way, where `room` allows it.
+  bool copies = false;
+  std::int64_t bytes = 0;  ///< of the device, beside H
+};
+ResidentWay resident_way(const PanelLayout& layout, int ranks, int rank, int leaves, std::int64_t chunk_bytes,
+                         std::int64_t room);
 
 /// How XᵀX of parked activations is cut: each pass over X makes panels [last, first], descending, with one tree of sums
 /// each. A pass takes what fits into `room` bytes, and at least as many panels as ranks, up to four.
@@ -79,11 +87,11 @@ class HessianSource {
   ///
   /// Of activations on the device: panels outside, leaves inside. Beside the panels this needs log2(leaves) + 1 buffers
   /// of one panel, never a second H; with several ranks also the nodes of up to four panels on their way to the owners,
-  /// while XᵀX of the next ones is computed. Of parked ones: passes over X (panel_passes), two chunks on the device.
-  /// Each panel's additions have the same order: the same bits. The strictly upper part of a panel's first rows is
-  /// unspecified. Collective.
-  /// @param room  bytes of this rank's device that passes over parked activations may take; the least of all ranks
-  /// counts
+  /// while XᵀX of the next ones is computed. Or leaves outside, where resident_way() says so. Of parked ones: passes over
+  /// X (panel_passes), two chunks on the device. Each panel's additions have the same order: the same bits. The strictly
+  /// upper part of a panel's first rows is unspecified. Collective.
+  /// @param room  bytes of this rank's device that copies, and passes over parked activations, may take; of the latter
+  /// the least of all ranks counts
   Panels panels(const PanelLayout& layout, const DeviceOrder& order, DType solver, std::int64_t room = 0);
 
   /// Collective: every rank passes the same diagonal, and every rank throws the same error.
@@ -99,7 +107,11 @@ class HessianSource {
   using UseChunk = std::function<void(AnyView<2> x)>;
 
   void accumulate(Panels& panels, const DeviceOrder& order);
+  void accumulate_copies(Panels& panels, const DeviceOrder& order);
   void accumulate_parked(Panels& panels, const DeviceOrder& order, std::int64_t room);
+  /// The panels of one pass, from chunks in factor order as `visit` of add_leaves() gives them.
+  void make_panels(Panels& panels, const PanelPass& pass,
+                   const std::function<void(const LeafInput& leaf, const UseChunk& use)>& visit);
   comm::TreeSum make_tree(DType dtype, PanelShape shape) const;
   /// Pushes XᵀX of this rank's leaves to the trees, whose panels' columns chunks hold in factor order.
   /// @param visit  calls its second argument with each chunk of a leaf, on the device

@@ -1,5 +1,9 @@
 #include "io/hdf5_image.hpp"
 
+#include <malloc.h>
+
+#include <algorithm>
+#include <cstring>
 #include <mutex>
 
 namespace gptqd::io::hdf5 {
@@ -53,6 +57,26 @@ herr_t not_freed(void*, H5FD_file_image_op_t, void*) { return 0; }
 void* same_data(void* data) { return data; }
 herr_t data_not_freed(void*) { return 0; }
 
+// A file that is being made grows in huge pages: made of small ones its memory takes longer than its content.
+void* allocate(std::size_t bytes, H5FD_file_image_op_t, void*) {
+  return LargeMemory::allocate(bytes);
+}
+void* copy(void* target, const void* source, std::size_t bytes, H5FD_file_image_op_t, void*) {
+  return std::memcpy(target, source, bytes);
+}
+void* resize(void* old, std::size_t bytes, H5FD_file_image_op_t, void*) {
+  void* const memory = LargeMemory::allocate(bytes);
+  if (memory != nullptr && old != nullptr) {
+    std::memcpy(memory, old, std::min(bytes, ::malloc_usable_size(old)));
+    std::free(old);
+  }
+  return memory;
+}
+herr_t release(void* memory, H5FD_file_image_op_t, void*) {
+  std::free(memory);
+  return 0;
+}
+
 Handle open_image(std::span<const std::byte> image) {
   void* const bytes = const_cast<std::byte*>(image.data());
   const Handle access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose, "H5Pcreate");
@@ -89,7 +113,7 @@ void write_attribute(hid_t object, const char* name, const std::string& value) {
   check(H5Awrite(attribute, type, text), "H5Awrite");
 }
 
-std::vector<std::byte> make_image(std::size_t expected_bytes, const std::string& doing,
+LargeMemory make_image(std::size_t expected_bytes, const std::string& doing,
                                   const std::function<void(hid_t file)>& fill) {
   const std::scoped_lock lock(hdf5_mutex);
   const SilentErrors silent;
@@ -97,6 +121,8 @@ std::vector<std::byte> make_image(std::size_t expected_bytes, const std::string&
     const Handle access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose, "H5Pcreate");
     // The increment is about the size of the file, so that it grows once; no backing store: nothing is written to disk.
     check(H5Pset_fapl_core(access, expected_bytes, false), "H5Pset_fapl_core");
+    H5FD_file_image_callbacks_t callbacks{allocate, copy, resize, release, nullptr, nullptr, nullptr};
+    check(H5Pset_file_image_callbacks(access, &callbacks), "H5Pset_file_image_callbacks");
     const Handle creation(H5Pcreate(H5P_FILE_CREATE), H5Pclose, "H5Pcreate");
     check(H5Pset_obj_track_times(creation, false), "H5Pset_obj_track_times");
     // The library first tries to open a file of that name: this one can never exist.
@@ -105,8 +131,8 @@ std::vector<std::byte> make_image(std::size_t expected_bytes, const std::string&
     check(H5Fflush(file, H5F_SCOPE_GLOBAL), "H5Fflush");
     const auto size = H5Fget_file_image(file, nullptr, 0);
     check(size > 0 ? 0 : -1, "H5Fget_file_image");
-    std::vector<std::byte> image(static_cast<std::size_t>(size));
-    check(H5Fget_file_image(file, image.data(), image.size()) == size ? 0 : -1, "H5Fget_file_image");
+    LargeMemory image(static_cast<std::size_t>(size));
+    check(H5Fget_file_image(file, image.bytes().data(), image.bytes().size()) == size ? 0 : -1, "H5Fget_file_image");
     return image;
   } catch (const Failure& failure) {
     throw Error(ErrorKind::internal, fmt::format("{}: {}", doing, failure.what()));

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "io/json_file.hpp"
+#include "io/large_memory.hpp"
 #include "kernels/base/dtype.hpp"
 #include "kernels/base/error.hpp"
 
@@ -211,7 +212,7 @@ class ObjectReader {
 /// @param expected_bytes  about the size of the file
 /// @param doing           opens messages: "storing block 3"
 /// @throws Error (internal)
-std::vector<std::byte> make_image(std::size_t expected_bytes, const std::string& doing,
+LargeMemory make_image(std::size_t expected_bytes, const std::string& doing,
                                   const std::function<void(hid_t file)>& fill);
 
 /// Hands the file in `image` to `read`. Thread-safe.

@@ -1,5 +1,5 @@
 #pragma once
-/// @file Memory for files that are read whole.
+/// @file Memory for files that are read, or made, whole.
 #include <cstddef>
 #include <memory>
 #include <span>
@@ -13,6 +13,9 @@ class LargeMemory {
   LargeMemory() = default;
   /// @throws std::bad_alloc
   explicit LargeMemory(std::size_t bytes);
+
+  /// Such memory for owners of other kinds, who give it to std::free. Null where there is none.
+  static std::byte* allocate(std::size_t bytes);
 
   std::span<std::byte> bytes() { return {memory_.get(), size_}; }
   std::span<const std::byte> bytes() const { return {memory_.get(), size_}; }

@@ -171,7 +171,7 @@ std::pair<BlockShard, std::vector<StoredLinear>> find_linears(std::span<const st
 
 }  // namespace
 
-std::vector<std::byte> to_image(const BlockShard& shard) {
+LargeMemory to_image(const BlockShard& shard) {
   check_linears(shard);
   std::size_t bytes = std::size_t{1} << 20;
   for (const auto& linear : shard.linears) {
@@ -222,7 +222,7 @@ fs::path ShardStore::shard_path(std::int64_t block) const {
 
 void ShardStore::write(const BlockShard& shard) const {
   with_context(fmt::format("writing {}", shard_path(shard.block).string()),
-               [&] { file(shard.block).write(to_image(shard), shard.run); });
+               [&] { file(shard.block).write(to_image(shard).bytes(), shard.run); });
   fault_point("shard.listed");
 }
 

@@ -30,7 +30,7 @@ struct BlockShard {
 
 /// The bytes of a shard's HDF5 file: they depend on the content alone (not on `run`, time or place). Thread-safe.
 /// @throws Error (internal) when a linear is not valid or two have one name
-std::vector<std::byte> to_image(const BlockShard& shard);
+LargeMemory to_image(const BlockShard& shard);
 /// The inverse; `name` opens messages. Every attribute's and dataset's type and shape is checked. Thread-safe.
 /// @pre the image is undamaged: a checksum has been compared
 /// @throws Error (input)

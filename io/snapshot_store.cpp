@@ -63,7 +63,7 @@ void SnapshotStore::write(const Snapshot& snapshot, std::span<const std::byte> d
   const auto target = file(snapshot.block, snapshot.leaf);
   with_context(fmt::format("writing {}", target.path().string()), [&] {
     fault_point("snapshot.write");
-    const auto image = hdf5::make_image(data.size() + 65536, "storing hidden states", [&](hid_t file) {
+    auto image = hdf5::make_image(data.size() + 65536, "storing hidden states", [&](hid_t file) {
       write_attribute(file, "format_version", format_version);
       write_attribute(file, "fingerprint", snapshot.fingerprint);
       write_attribute(file, "block", snapshot.block);
@@ -77,7 +77,7 @@ void SnapshotStore::write(const Snapshot& snapshot, std::span<const std::byte> d
                                   hdf5::matrix(snapshot.tokens, snapshot.hidden));
       });
     });
-    target.write(image, nlohmann::json::object());
+    target.write(image.bytes(), nlohmann::json::object());
   });
 }
 

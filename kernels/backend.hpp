@@ -182,6 +182,10 @@ class Backend {
     validate(args);
     run(stream, args);
   }
+  void transpose_words(Stream& stream, const TransposeWordsArgs& args) {
+    validate(args);
+    run(stream, args);
+  }
   void dequantize(Stream& stream, const DequantizeArgs& args) {
     validate(args);
     run(stream, args);
@@ -213,6 +217,7 @@ class Backend {
   virtual void run(Stream& stream, const RowStatisticsArgs& args) = 0;
   virtual void run(Stream& stream, const ObqArgs& args) = 0;
   virtual void run(Stream& stream, const PackRowsArgs& args) = 0;
+  virtual void run(Stream& stream, const TransposeWordsArgs& args) = 0;
   virtual void run(Stream& stream, const DequantizeArgs& args) = 0;
 };
 

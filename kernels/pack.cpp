@@ -30,6 +30,12 @@ void validate(const PackRowsArgs& args) {
   expect_tensor(args.packed, Shape<2>{rows, n * args.bits / 32}, operation, "packed");
 }
 
+void validate(const TransposeWordsArgs& args) {
+  constexpr auto operation = "transpose_words";
+  expect_tensor(args.x, Shape<2>{args.x.rows(), args.x.cols()}, operation, "x");
+  expect_tensor(args.y, Shape<2>{args.x.cols(), args.x.rows()}, operation, "y");
+}
+
 void validate(const DequantizeArgs& args) {
   constexpr auto operation = "dequantize";
   expect_bits(args.bits, operation);

@@ -14,6 +14,13 @@ struct PackRowsArgs {
 };
 void validate(const PackRowsArgs& args);
 
+/// y[c, r] = x[r, c]: packed rows into GPTQ's qweight, for files.
+struct TransposeWordsArgs {
+  ConstTensorView<std::uint32_t, 2> x;  ///< [rows, words]
+  TensorView<std::uint32_t, 2> y;       ///< [words, rows]
+};
+void validate(const TransposeWordsArgs& args);
+
 /// weight[r, i] = RN(scales[r, g]·(q − zeros[r, g])), g = group[i], rounded once to `stored` and held in weight's
 /// dtype.
 ///

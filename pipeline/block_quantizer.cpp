@@ -267,16 +267,27 @@ FetchedLinear::FetchedLinear(Backend& backend, Stream& stream, const gptq::Quant
   const auto fetch = [&](void* host, const Buffer& device, std::int64_t bytes) {
     backend.copy_to_host(stream, host, device.data(), bytes);
   };
-  fetch(codes_.data(), linear.packed, codes_.bytes());
+  // Into the layout of files while it is on the device: at the host it would take as long as all the rest of a shard.
+  const std::int64_t words = linear.cols * spec.bits / 32;
+  const Buffer qweight = backend.allocate(codes_.bytes());
+  backend.transpose_words(stream, {.x = linear.packed.view<const std::uint32_t, 2>({linear.rows, words}),
+                                   .y = qweight.view<std::uint32_t, 2>({words, linear.rows})});
+  fetch(codes_.data(), qweight, codes_.bytes());
   fetch(scales_.data(), linear.scales, scales_.bytes());
   fetch(zeros_.data(), linear.zeros, zeros_.bytes());
   fetch(linear_.g_idx.data(), linear.g_idx, linear.cols * size_of(DType::i32));
 }
 
+std::int64_t FetchedLinear::host_bytes(std::int64_t rows, std::int64_t cols, const gptq::QuantSpec& spec) {
+  constexpr std::int64_t roundings = 3 * 256;
+  return rows * (cols * spec.bits / 8 + spec.groups(cols) * (size_of(DType::f32) + 1)) + roundings;
+}
+
 io::PackedLinear FetchedLinear::packed() && {
   const std::int64_t rows = linear_.rows;
-  const std::int64_t words = linear_.cols * linear_.bits / 32;
-  linear_.qweight = io::transpose_words(codes_.view<const std::uint32_t, 2>({rows, words}));
+  const std::span qweight(static_cast<const std::uint32_t*>(codes_.data()),
+                          static_cast<std::size_t>(rows * linear_.cols * linear_.bits / 32));
+  linear_.qweight.assign(qweight.begin(), qweight.end());
   const auto scales = scales_.view<const float, 2>({rows, groups_});
   const auto zeros = zeros_.view<const std::uint8_t, 2>({rows, groups_});
   linear_.scales.resize(static_cast<std::size_t>(rows * groups_));

@@ -91,13 +91,15 @@ class FetchedLinear {
  public:
   /// Enqueues the copies. The linear and this must stay until the stream has passed.
   FetchedLinear(Backend& backend, Stream& stream, const gptq::QuantizedLinear& linear, const gptq::QuantSpec& spec);
-  /// The form of shards and artifacts: transposes at the host, on any thread, once the stream has passed.
+  /// What one takes of the host's memory, rounded up as a pool may.
+  static std::int64_t host_bytes(std::int64_t rows, std::int64_t cols, const gptq::QuantSpec& spec);
+  /// The form of shards and artifacts, on any thread, once the stream has passed.
   io::PackedLinear packed() &&;
 
  private:
   io::PackedLinear linear_;
   std::int64_t groups_ = 0;
-  Buffer codes_;   // host: u32 [rows, words]
+  Buffer codes_;   // host: u32 [words, rows]
   Buffer scales_;  // host: f32 [rows, groups]
   Buffer zeros_;   // host: u8 [rows, groups]
 };

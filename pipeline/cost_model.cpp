@@ -165,7 +165,7 @@ Ceilings ceilings_of(const nlohmann::json& bench, const std::string& path) {
 BlockCost block_floor(const BlockSpec& block, const Plan& plan, const Ceilings& ceilings) {
   BlockCost floor;
   const double tokens = as_double(plan.tokens());
-  const double accurate_flops = std::max(ceilings.float_flops, ceilings.half_flops / 6);
+  const double accurate_flops = std::max(ceilings.float_flops, ceilings.half_flops / 3);
   for (const Phase phase : phases) {
     const double cols = as_double(block.input_width(phase));
     double rows = 0;

@@ -68,7 +68,7 @@ struct Ceilings {
 Ceilings ceilings_of(const nlohmann::json& bench, const std::string& path);
 /// The arithmetic of a block at the ceilings, on one GPU, T tokens, linears [m, n]: forward 2Tmn and the causal half of
 /// attention, and H Tn² (its lower half), at half_flops; factorization n³/3 and solve mn² at the rate of fp32 accuracy:
-/// float_flops, or six bf16 products if those are faster. Stages without arithmetic to speak of are 0.
+/// float_flops, or three fp16 products if those are faster. Stages without arithmetic to speak of are 0.
 BlockCost block_floor(const BlockSpec& block, const Plan& plan, const Ceilings& ceilings);
 
 /// What a finished run's report says of its speed.

@@ -69,7 +69,10 @@ GroupBytes group_bytes(const BlockSpec& block, Phase phase, const Plan& plan, in
   const auto memory = gptq::group_memory(shape_of(replica), settings.spec, plan.partition, calibrated);
   std::int64_t hessian = 0;
   if (calibrated && activations == Activations::resident) {
-    hessian = memory.hessian + gptq::resident_sums_bytes(layout, ranks, replica, plan.partition.leaves);
+    const std::int64_t chunk = chunk_rows * n * size_of(settings.compute);
+    hessian = memory.hessian + gptq::resident_way(layout, ranks, replica, plan.partition.leaves, chunk,
+                                                  memory.room() + plan.spare_bytes)
+                                   .bytes;
   } else if (calibrated) {
     const std::int64_t ring = 2 * chunk_rows * n * size_of(settings.compute);
     std::int64_t room = memory.room();

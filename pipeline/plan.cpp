@@ -102,10 +102,12 @@ Plan make_plan(const ModelSpec& model, const PlanRequest& request) {
       plan.activations = Activations::parked;
     }
   }
-  if (plan.activations == Activations::parked && plan.memory.kind == MemoryKind::cuda && request.available) {
-    // Half, for the account is an estimate.
-    plan.spare_bytes =
+  if (plan.memory.kind == MemoryKind::cuda && request.available) {
+    // Half, for the account is an estimate. Copies of resident activations gain little where they take much.
+    constexpr std::int64_t most_for_copies = std::int64_t{4} << 30;
+    const std::int64_t left =
         std::max<std::int64_t>(0, device_bytes_left(plan.bytes_per_rank(model).most, *request.available) / 2);
+    plan.spare_bytes = plan.activations == Activations::parked ? left : std::min(left, most_for_copies);
   }
   return plan;
 }

@@ -45,7 +45,7 @@ struct Plan {
   bool leaves_raised = false;  ///< more replicas than the leaves asked for
   MemorySettings memory;
   Activations activations = Activations::resident;
-  std::int64_t spare_bytes = 0;  ///< of the device, for fewer passes over parked activations
+  std::int64_t spare_bytes = 0;  ///< of the device, for fewer passes over activations
 
   std::int64_t tokens() const { return samples * seqlen; }
   /// Samples of one leaf of the summation tree.

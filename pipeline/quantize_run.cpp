@@ -297,6 +297,7 @@ class StageRun {
   void run(const std::optional<io::TokenWindows>& windows) {
     try {
       prefetch_after(blocks_.first - 1);
+      take_memory_for_writing();
       if (windows) {
         start(*windows);
       }
@@ -527,6 +528,24 @@ class StageRun {
     if (config_.snapshot_every > 0 && (block + 1) % config_.snapshot_every == 0 && block + 1 < end_ &&
         needs_calibration(layers_)) {
       checkpoint_.save(block, quantizer_.hidden());
+    }
+  }
+
+  /// Beside the start: page-locked memory for a block's codes, which the first shard would otherwise wait for, and the
+  /// device with it. It stays in the backend's pool.
+  void take_memory_for_writing() {
+    std::int64_t most = 0;
+    for (std::int64_t block = blocks_.first; block < blocks_.end(); ++block) {
+      std::int64_t bytes = 0;
+      for (const auto& linear : source_.model.blocks[static_cast<std::size_t>(block)].linears()) {
+        if (const auto* spec = layers_.find(linear.module)) {
+          bytes += FetchedLinear::host_bytes(linear.rows, linear.cols, *spec);
+        }
+      }
+      most = std::max(most, bytes);
+    }
+    if (backend_.memory_kind() != MemoryKind::host && most > 0) {
+      writing_ = std::async(std::launch::async, [this, most] { backend_.allocate_host(most); });
     }
   }
 

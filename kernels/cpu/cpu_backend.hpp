@@ -64,6 +64,7 @@ class CpuBackend final : public Backend {
   void run(Stream& stream, const RowStatisticsArgs& args) override;
   void run(Stream& stream, const ObqArgs& args) override;
   void run(Stream& stream, const PackRowsArgs& args) override;
+  void run(Stream& stream, const TransposeWordsArgs& args) override;
   void run(Stream& stream, const DequantizeArgs& args) override;
 
  private:

@@ -36,6 +36,23 @@ void run_pack_rows(ThreadPool& pool, const PackRowsArgs& args) {
   });
 }
 
+void run_transpose_words(ThreadPool& pool, const TransposeWordsArgs& args) {
+  constexpr std::int64_t line = 16;  // words of 64 bytes: a cache line on either side
+  const auto rows = args.x.rows();
+  const auto words = args.x.cols();
+  pool.parallel_for(cpu::tile_count(words, line), [&](std::int64_t tile, int) {
+    const auto last_word = std::min(words, (tile + 1) * line);
+    for (std::int64_t first = 0; first < rows; first += line) {
+      const auto last_row = std::min(rows, first + line);
+      for (auto word = tile * line; word < last_word; ++word) {
+        for (auto r = first; r < last_row; ++r) {
+          args.y(word, r) = args.x(r, word);
+        }
+      }
+    }
+  });
+}
+
 /// codes[i] = element i of the stream.
 void unpack_row(const std::uint32_t* words, std::int64_t n, int bits, std::uint8_t* codes) {
   const std::uint64_t mask = (1u << bits) - 1;
@@ -115,6 +132,10 @@ void run_dequantize(ThreadPool& pool, const DequantizeArgs& args) {
 
 void CpuBackend::run(Stream& stream, const PackRowsArgs& args) {
   enqueue(stream, [this, args] { run_pack_rows(pool(), args); });
+}
+
+void CpuBackend::run(Stream& stream, const TransposeWordsArgs& args) {
+  enqueue(stream, [this, args] { run_transpose_words(pool(), args); });
 }
 
 void CpuBackend::run(Stream& stream, const DequantizeArgs& args) {

@@ -69,6 +69,7 @@ class CudaBackend final : public Backend {
   void run(Stream& stream, const RowStatisticsArgs& args) override;
   void run(Stream& stream, const ObqArgs& args) override;
   void run(Stream& stream, const PackRowsArgs& args) override;
+  void run(Stream& stream, const TransposeWordsArgs& args) override;
   void run(Stream& stream, const DequantizeArgs& args) override;
 
  private:

@@ -149,7 +149,44 @@ void unpack_weights(CudaStream& stream, const DequantizeArgs& args) {
   }
 }
 
+constexpr int transpose_side = 32;
+constexpr int transpose_rows = 8;
+
+__global__ void __launch_bounds__(transpose_side* transpose_rows)
+    transpose(Rows<const std::uint32_t> x, std::int64_t rows, std::int64_t words, Rows<std::uint32_t> y) {
+  __shared__ std::uint32_t tile[transpose_side][transpose_side + 1];
+  const std::int64_t first_word = std::int64_t{blockIdx.x} * transpose_side;
+  for (std::int64_t first = std::int64_t{blockIdx.y} * transpose_side; first < rows;
+       first += std::int64_t{gridDim.y} * transpose_side) {
+    __syncthreads();  // the last tile has been read
+    for (int i = static_cast<int>(threadIdx.y); i < transpose_side; i += transpose_rows) {
+      if (first + i < rows && first_word + threadIdx.x < words) {
+        tile[i][threadIdx.x] = x.row(first + i)[first_word + threadIdx.x];
+      }
+    }
+    __syncthreads();
+    for (int i = static_cast<int>(threadIdx.y); i < transpose_side; i += transpose_rows) {
+      if (first_word + i < words && first + threadIdx.x < rows) {
+        y.row(first_word + i)[first + threadIdx.x] = tile[threadIdx.x][i];
+      }
+    }
+  }
+}
+
 }  // namespace
+
+void CudaBackend::run(Stream& stream, const TransposeWordsArgs& args) {
+  enqueue(stream, "transpose_words", [&](CudaStream& own) {
+    const std::int64_t rows = args.x.rows();
+    const std::int64_t words = args.x.cols();
+    if (rows == 0 || words == 0) {
+      return;
+    }
+    const dim3 grid(grid_size(divide_up(words, transpose_side)), grid_size(divide_up(rows, transpose_side), 65535));
+    transpose<<<grid, dim3(transpose_side, transpose_rows), 0, own.stream()>>>(
+        Rows<const std::uint32_t>(args.x), rows, words, Rows<std::uint32_t>(args.y));
+  });
+}
 
 void CudaBackend::run(Stream& stream, const PackRowsArgs& args) {
   enqueue(stream, "pack_rows", [&](CudaStream& own) {

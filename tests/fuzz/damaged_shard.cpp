@@ -34,6 +34,11 @@ io::BlockShard small_shard() {
           .run = {{"seconds", 1.5}, {"host", "node1"}}};
 }
 
+std::vector<std::byte> small_image() {
+  auto image = io::to_image(small_shard());
+  return {image.bytes().begin(), image.bytes().end()};
+}
+
 std::vector<std::byte> damaged(std::span<const std::byte> image, std::span<const std::uint8_t> edits) {
   const auto number = [&](std::size_t at) { return static_cast<std::size_t>(edits[at] << 8 | edits[at + 1]); };
   std::vector<std::byte> copy(image.begin(), image.end());

@@ -22,7 +22,7 @@ void demand(bool condition) {
 struct Fixture {
   gptqd::fuzz::MemoryFolder folder;
   gptqd::io::ShardStore store{folder.path()};
-  std::vector<std::byte> image = gptqd::io::to_image(gptqd::fuzz::small_shard());
+  std::vector<std::byte> image = gptqd::fuzz::small_image();
 
   Fixture() { store.write(gptqd::fuzz::small_shard()); }
 };

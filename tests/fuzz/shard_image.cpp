@@ -124,7 +124,7 @@ int main(int argc, char** argv) {
     return 1;
   }
   auto& counts = *new (shared) Counts;
-  const auto image = gptqd::io::to_image(gptqd::fuzz::small_shard());
+  const auto image = gptqd::fuzz::small_image();
   std::int64_t crashes = 0;
   std::int64_t loops = 0;
   std::int64_t other_hangs = 0;

@@ -54,10 +54,15 @@ void flip_bit(const fs::path& path, std::size_t byte, int bit) {
   write_text(path, text);
 }
 
+std::vector<std::byte> image_of(const BlockShard& shard) {
+  auto image = to_image(shard);
+  return {image.bytes().begin(), image.bytes().end()};
+}
+
 TEST(ShardImage, HoldsEverythingButTheRun) {
   const BlockShard shard = sample(12);
 
-  const BlockShard got = from_image(to_image(shard), "image");
+  const BlockShard got = from_image(image_of(shard), "image");
 
   expect_same_content(got, shard);
   EXPECT_TRUE(got.run.is_null());
@@ -65,18 +70,18 @@ TEST(ShardImage, HoldsEverythingButTheRun) {
 
 TEST(ShardImage, DependsOnTheContentAlone) {
   BlockShard shard = sample(12);
-  const auto first = to_image(shard);
+  const auto first = image_of(shard);
   const std::vector<std::byte> dirt(first.size() * 2, std::byte{0xa5});  // what the next allocation may find
   shard.run = {{"seconds", 99}};
 
-  EXPECT_EQ(to_image(shard), first);
+  EXPECT_EQ(image_of(shard), first);
 
   shard.linears[1].qweight[5] ^= 1u;
-  EXPECT_NE(to_image(shard), first);
+  EXPECT_NE(image_of(shard), first);
 }
 
 TEST(ShardImage, HoldsNeitherPathNorHost) {
-  const auto image = to_image(sample(12));
+  const auto image = image_of(sample(12));
   const std::string text(reinterpret_cast<const char*>(image.data()), image.size());
 
   EXPECT_EQ(text.find("node7"), std::string::npos);
@@ -88,7 +93,7 @@ TEST(ShardImage, ABlockWithoutQuantizedLayersIsAShardToo) {
   BlockShard shard;
   shard.block = 3;
 
-  const BlockShard got = from_image(to_image(shard), "image");
+  const BlockShard got = from_image(image_of(shard), "image");
 
   EXPECT_EQ(got.block, 3);
   EXPECT_TRUE(got.fingerprint.empty());

@@ -62,6 +62,30 @@ TEST_P(PackRows, ThreeBitsStraddleWords) {
   EXPECT_THAT(pack(*this, codes, iota(32), 3).data, ElementsAre(0xc0000000u, 0x80000001u, 0x00000002u));
 }
 
+TEST_P(PackRows, AreTransposedForFiles) {
+  for (const auto& [rows, words] : {std::pair<std::int64_t, std::int64_t>{1, 1}, {33, 7}, {64, 100}, {5, 129}}) {
+    Matrix<std::uint32_t> packed(rows, words);
+    std::iota(packed.data.begin(), packed.data.end(), 7u);
+    const auto x = upload(packed, 3);
+    const auto y = upload(Matrix<std::uint32_t>(words, rows), 2);
+
+    backend->transpose_words(*stream, {.x = x.view, .y = y.view});
+
+    const auto got = download(y);  // checks what lies between the rows
+    for (std::int64_t r = 0; r < rows; ++r) {
+      for (std::int64_t word = 0; word < words; ++word) {
+        ASSERT_EQ(got(word, r), packed(r, word)) << rows << " x " << words;
+      }
+    }
+  }
+}
+
+TEST_P(PackRows, AreTransposedIntoTheRightShapeOnly) {
+  const auto x = upload(Matrix<std::uint32_t>(2, 3));
+  EXPECT_THAT(message_of([&] { backend->transpose_words(*stream, {.x = x.view, .y = x.view}); }),
+              HasSubstr("transpose_words: y has shape [2, 3], expected [3, 2]"));
+}
+
 TEST_P(PackRows, RefusesAPositionOutsideTheRow) {
   auto position = iota(8);
   position[3] = 8;

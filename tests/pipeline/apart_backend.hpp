@@ -101,6 +101,7 @@ class ApartBackend final : public Backend {
   void run(Stream& stream, const RowStatisticsArgs& args) override { device_->row_statistics(stream, args); }
   void run(Stream& stream, const ObqArgs& args) override { device_->obq(stream, args); }
   void run(Stream& stream, const PackRowsArgs& args) override { device_->pack_rows(stream, args); }
+  void run(Stream& stream, const TransposeWordsArgs& args) override { device_->transpose_words(stream, args); }
   void run(Stream& stream, const DequantizeArgs& args) override { device_->dequantize(stream, args); }
 
  private:
