@@ -146,6 +146,52 @@ __device__ void multiply(float (&c)[4], const std::uint32_t (&a)[4], const std::
   }
 }
 
+/// What ShortRounder rounds with, given the number of bits.
+struct ShortScale {
+  static constexpr float whole = 0x1.8p23f;  // around it numbers are 1 apart
+
+  float highest;   // code
+  float share;     // 1/highest
+  float fine;      // 3·2^bits: around it numbers are 2^(bits−22) apart
+  float to_whole;  // from `fine`
+
+  explicit ShortScale(int bits)
+      : highest(static_cast<float>((1 << bits) - 1)),
+        share(1 / highest),
+        fine(static_cast<float>(3 << bits)),
+        to_whole(whole - fine) {}
+};
+
+/// GridRounder's error() of weights of at most 11 significant bits, with the same bits, in five instructions.
+///
+/// x = w/(s·highest) + z/highest, limited to [0, 1], is the code's share of the highest one. Three roundings put
+/// x·highest less than 2^(bits−23) off. The next step rounds it, less z, to a multiple of 2^(bits−22): so the middle
+/// between two codes is where it was, for the last step to take it to the even one. Other quotients of two numbers of
+/// 11 bits are at least 2^-13 from a middle, and stay on their side.
+struct alignas(16) ShortRounder {
+  float scale;
+  float step;    // 1/(s·highest)
+  float offset;  // z/highest
+  float fine;    // ShortScale::fine − z
+
+  ShortRounder() = default;
+  __device__ ShortRounder(float scale_, float zero, const ShortScale& codes)
+      : scale(scale_), step(1.0f / (scale_ * codes.highest)), fine(codes.fine - zero) {
+    const float near = zero * codes.share;
+    offset = __fmaf_rn(__fmaf_rn(-near, codes.highest, zero), codes.share, near);  // rounded as the quotient
+  }
+  __device__ float error(float weight, const ShortScale& codes) const {
+    const float code = __fmaf_rn(__saturatef(__fmaf_rn(weight, step, offset)), codes.highest, fine);
+    return __fmaf_rn(scale, (code + codes.to_whole) - ShortScale::whole, -weight);
+  }
+  __device__ bool is(const ShortRounder& other) const { return scale == other.scale && fine == other.fine; }
+  __device__ GridRounder<float> general(const ShortScale& codes) const {
+    return GridRounder<float>(scale, codes.fine - fine, codes.highest);
+  }
+};
+/// Whether it has at most 11 significant bits, as what 16-bit types hold.
+__device__ bool is_short(float weight) { return (__float_as_uint(weight) & 0x1fffu) == 0; }
+
 /// What an error is made of: products of high parts alone, or all three.
 enum class Products { high, split };
 
@@ -246,7 +292,7 @@ __device__ void find_errors(const GroupBlock<steps>& block, const float* const (
 template <int steps>
 struct alignas(16) WarpMemory {
   float weights[warp_rows][step * steps];  // scaled by a power of two, 0 behind the last member
-  GridRounder<float> rounders[warp_rows][clip_candidates];
+  ShortRounder rounders[warp_rows][clip_candidates];
   float errors[warp_rows][clip_candidates];  // by screening
   GridRange<float> ranges[warp_rows];
   float factors[warp_rows];
@@ -262,16 +308,48 @@ struct SplitMemory {
 /// Orders a row's candidates by their errors as far as 17 significant bits tell, then by index; NaN as infinite, and a
 /// grid that the candidate before has as well, which has lost to it.
 __device__ std::uint32_t screening_key(const float (&errors)[clip_candidates],
-                                       const GridRounder<float> (&rounders)[clip_candidates], unsigned int candidate) {
-  const auto& own = rounders[candidate];
-  const auto& before = rounders[max(candidate, 1u) - 1];
-  const bool lost = candidate > 0 && own.scale == before.scale && own.least == before.least;
+                                       const ShortRounder (&rounders)[clip_candidates], unsigned int candidate) {
+  const bool lost = candidate > 0 && rounders[candidate].is(rounders[max(candidate, 1u) - 1]);
   const float error = errors[candidate];
   const std::uint32_t bits = __float_as_uint(lost || !(error == error) ? HUGE_VALF : error);
   const std::uint32_t ordered = bits >> 31 == 0 ? bits | 0x80000000u : ~bits;
   return (ordered & ~127u) | candidate;
 }
 __device__ unsigned int candidate_of(std::uint32_t key) { return key & 127u; }
+
+/// The errors of all candidates of both rows, from high parts.
+/// @pre short_weights: is_short() holds for every weight. That changes no bit of a result
+template <bool short_weights, int steps>
+__device__ void screen(const GroupBlock<steps>& block, WarpMemory<steps>& own, const ShortScale& codes) {
+  const unsigned int lane = threadIdx.x % 32;
+  const auto rounder = [&](int r, unsigned int candidate) {
+    if constexpr (short_weights) {
+      return own.rounders[r][candidate];
+    } else {
+      return own.rounders[r][candidate].general(codes);
+    }
+  };
+#pragma unroll 1
+  for (unsigned int m = 0; m < clip_candidates; m += m_rows) {
+    const unsigned int first = m + lane / 4;
+    const decltype(rounder(0, 0)) rounders[warp_rows][2] = {{rounder(0, first), rounder(0, first + 8)},
+                                                            {rounder(1, first), rounder(1, first + 8)}};
+    const auto delta_of = [&](int r, int half, float weight) {
+      if constexpr (short_weights) {
+        return rounders[r][half].error(weight, codes);
+      } else {
+        return rounders[r][half].error(weight);
+      }
+    };
+    float errors[warp_rows][2];
+    find_errors<Products::high>(block, {{own.weights[0], own.weights[0]}, {own.weights[1], own.weights[1]}}, delta_of,
+                                errors);
+    // Thread 4g + t stores that of row t / 2 and candidate g + 8·(t % 2).
+    const float near = lane % 4 < 2 ? errors[0][0] : errors[1][0];
+    const float far = lane % 4 < 2 ? errors[0][1] : errors[1][1];
+    own.errors[lane % 4 / 2][first + lane % 2 * 8] = lane % 2 == 0 ? near : far;
+  }
+}
 
 /// The candidates of each row with the smallest errors by screening: thread compared·r + i gets the i-th of row r.
 template <int steps>
@@ -313,7 +391,7 @@ __device__ unsigned int best_screened(const WarpMemory<steps>& memory) {
 /// registers are free then: for kernels of streams with a higher priority.
 template <int steps>
 __global__ void __launch_bounds__(split_threads, 2)
-    search_split(GridProblem<float> problem, const GroupBlock<steps>* groups) {
+    search_split(GridProblem<float> problem, ShortScale codes, const GroupBlock<steps>* groups) {
   constexpr unsigned int block_words = sizeof(GroupBlock<steps>) / sizeof(uint4);
   constexpr int held = step * steps / 32;
   extern __shared__ __align__(16) unsigned char memory[];
@@ -349,6 +427,7 @@ __global__ void __launch_bounds__(split_threads, 2)
       values[r][j] = exists ? weights[r][column] : 0.0f;
     }
   }
+  bool all_short = true;
 #pragma unroll
   for (int r = 0; r < warp_rows; ++r) {
     float low = 0;
@@ -357,6 +436,7 @@ __global__ void __launch_bounds__(split_threads, 2)
     for (int j = 0; j < held; ++j) {
       low = values[r][j] < low ? values[r][j] : low;
       high = values[r][j] > high ? values[r][j] : high;
+      all_short = all_short && is_short(values[r][j]);
     }
     low = reduce<32>(low, Minimum{});
     high = -reduce<32>(-high, Minimum{});
@@ -376,7 +456,7 @@ __global__ void __launch_bounds__(split_threads, 2)
     const unsigned int r = i / clip_candidates;
     const unsigned int index = i % clip_candidates;
     const auto candidate = grid_candidate(own.ranges[r], static_cast<int>(index), problem.spec);
-    own.rounders[r][index] = GridRounder<float>(candidate.scale * own.factors[r], candidate.zero, problem.highest());
+    own.rounders[r][index] = ShortRounder(candidate.scale * own.factors[r], candidate.zero, codes);
   }
   wait_for_background_copies();
   __syncthreads();
@@ -384,19 +464,10 @@ __global__ void __launch_bounds__(split_threads, 2)
     return;  // a whole warp
   }
 
-#pragma unroll 1
-  for (unsigned int m = 0; m < clip_candidates; m += m_rows) {
-    const unsigned int first = m + lane / 4;
-    const GridRounder<float> rounders[warp_rows][2] = {{own.rounders[0][first], own.rounders[0][first + 8]},
-                                                       {own.rounders[1][first], own.rounders[1][first + 8]}};
-    const auto delta_of = [&](int r, int half, float weight) { return rounders[r][half].error(weight); };
-    float errors[warp_rows][2];
-    find_errors<Products::high>(shared.block, {{own.weights[0], own.weights[0]}, {own.weights[1], own.weights[1]}},
-                                delta_of, errors);
-    // Thread 4g + t stores that of row t / 2 and candidate g + 8·(t % 2).
-    const float near = lane % 4 < 2 ? errors[0][0] : errors[1][0];
-    const float far = lane % 4 < 2 ? errors[0][1] : errors[1][1];
-    own.errors[lane % 4 / 2][first + lane % 2 * 8] = lane % 2 == 0 ? near : far;
+  if (__all_sync(full_warp, all_short)) {
+    screen<true>(shared.block, own, codes);
+  } else {
+    screen<false>(shared.block, own, codes);
   }
   __syncwarp();
   const unsigned int chosen = best_screened(own);
@@ -404,7 +475,8 @@ __global__ void __launch_bounds__(split_threads, 2)
   // A's rows g are candidates of the first row, its rows g + 8 of the second.
   const unsigned int candidates[2] = {__shfl_sync(full_warp, chosen, static_cast<int>(lane / 4)),
                                       __shfl_sync(full_warp, chosen, static_cast<int>(compared + lane / 4))};
-  const GridRounder<float> rounders[2] = {own.rounders[0][candidates[0]], own.rounders[1][candidates[1]]};
+  const GridRounder<float> rounders[2] = {own.rounders[0][candidates[0]].general(codes),
+                                          own.rounders[1][candidates[1]].general(codes)};
   const auto delta_of = [&](int, int r, float weight) { return rounders[r].error(weight); };
   float errors[1][2];
   find_errors<Products::split>(shared.block, {{own.weights[0], own.weights[1]}}, delta_of, errors);
@@ -569,7 +641,7 @@ void search_by_hessian(CudaStream& stream, const GridProblem<float>& problem, Co
     constexpr int bytes = sizeof(SplitMemory<steps>);
     check(cudaFuncSetAttribute(search_split<steps>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "find_grids");
     over_rows(problem, split_warps * warp_rows, [&](const GridProblem<float>& part, dim3 grid) {
-      search_split<steps><<<grid, split_threads, bytes, stream.stream()>>>(part, groups);
+      search_split<steps><<<grid, split_threads, bytes, stream.stream()>>>(part, ShortScale(part.spec.bits), groups);
     });
   });
   if (!split) {
