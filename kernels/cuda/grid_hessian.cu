@@ -640,6 +640,10 @@ void search_by_hessian(CudaStream& stream, const GridProblem<float>& problem, Co
         blocks.data, blocks.stride, blocks.shape[1], problem.lists, groups);
     constexpr int bytes = sizeof(SplitMemory<steps>);
     check(cudaFuncSetAttribute(search_split<steps>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "find_grids");
+    // All of the multiprocessor's: it would have to be idle before a kernel that needs more could join.
+    check(cudaFuncSetAttribute(search_split<steps>, cudaFuncAttributePreferredSharedMemoryCarveout,
+                               cudaSharedmemCarveoutMaxShared),
+          "find_grids");
     over_rows(problem, split_warps * warp_rows, [&](const GridProblem<float>& part, dim3 grid) {
       search_split<steps><<<grid, split_threads, bytes, stream.stream()>>>(part, ShortScale(part.spec.bits), groups);
     });
