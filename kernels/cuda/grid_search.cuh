@@ -41,9 +41,10 @@ struct BetterCandidate {
     return b.error < a.error || (b.error == a.error && b.index < a.index) ? b : a;
   }
 };
-/// The best of a warp's candidates; each of its threads gets it.
-__device__ inline ScoredCandidate best_of_warp(ScoredCandidate best) {
-  for (int distance = 16; distance > 0; distance /= 2) {
+/// The best of the candidates of a warp's threads that are multiples of `apart`, a power of two, apart; each of them
+/// gets it.
+__device__ inline ScoredCandidate best_of_warp(ScoredCandidate best, int apart = 1) {
+  for (int distance = 16; distance >= apart; distance /= 2) {
     best = BetterCandidate{}(
         best, {__shfl_xor_sync(0xffffffffu, best.error, distance), __shfl_xor_sync(0xffffffffu, best.index, distance)});
   }

@@ -9,8 +9,8 @@ namespace gptqd::cuda {
 ///
 /// Numbers down to 2^-28 of the largest then keep the 11 significant bits of binary16.
 __device__ inline float half_scaling(float largest) {
-  const int exponent = largest > 0 && isfinite(largest) ? ilogbf(largest) : 14;
-  return ldexpf(1.0f, max(-126, min(126, 14 - exponent)));
+  const int biased = __float_as_int(largest) >> 23;  // the exponent and 127; 255: not finite; 0: below 2^-126
+  return largest > 0 && biased < 255 ? __int_as_float((127 + min(126, 14 + 127 - biased)) << 23) : 1.0f;
 }
 
 }  // namespace gptqd::cuda

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include "kernels/cuda/device.cuh"
 #include "kernels/grid.hpp"
@@ -71,10 +72,24 @@ struct GridCandidate {
   T zero;
 };
 
+/// p of a candidate. In fp32 the product has the quotient's bits.
+template <class T>
+__host__ __device__ constexpr T candidate_shrink(int index) {
+  return static_cast<T>(std::is_same_v<T, float> ? 1.0 - index * 0.01 : 1.0 - index / 100.0);
+}
+static_assert([] {
+  for (int i = 0; i < clip_candidates; ++i) {
+    if (candidate_shrink<float>(i) != static_cast<float>(1.0 - i / 100.0)) {
+      return false;
+    }
+  }
+  return true;
+}());
+
 template <class T>
 __device__ GridCandidate<T> grid_candidate(GridRange<T> range, int index, const GridSpec& spec) {
   const T highest = static_cast<T>((1 << spec.bits) - 1);
-  const T shrink = static_cast<T>(1.0 - index / 100.0);
+  const T shrink = candidate_shrink<T>(index);
   const T low = shrink * range.low;
   const T high = shrink * range.high;
   const T exact = (high - low) / highest;

@@ -423,6 +423,177 @@ TEST_P(GridSearch, ByTheHessianMatchesTheCpuForGroupsOfAllSizes) {
   }
 }
 
+/// A block of H whose channels have nearly everything in common: one direction has 1e6 times the energy of any other.
+Matrix<double> block_of_one_direction(std::int64_t size, std::uint32_t seed) {
+  const auto direction = reference::random_normal(1, size, seed);
+  auto block = reference::product(reference::transposed(direction), direction);
+  double energy = 0;
+  for (const double value : direction.data) {
+    energy += value * value;
+  }
+  for (std::int64_t i = 0; i < size; ++i) {
+    block(i, i) += 1e-6 * energy;
+  }
+  return block.as<float>().as<double>();
+}
+
+/// Grids of a layer whose groups have `blocks`.
+void find_grids_by_hessian(DeviceTensors& on, Layer<float>& layer, const GridSpec& spec,
+                           const std::vector<Matrix<double>>& blocks) {
+  std::vector<float> memory;
+  for (const auto& block : blocks) {
+    memory.insert(memory.end(), block.data.begin(), block.data.end());
+  }
+  const auto device_blocks = on.upload(memory);
+  const auto groups = static_cast<std::int64_t>(blocks.size());
+  test::find_layer_grids(
+      on, layer, spec,
+      ConstTensorView<float, 3>(device_blocks.view.data, {groups, blocks.front().rows, blocks.front().cols}));
+}
+
+/// δ H δᵀ of every candidate, and |δ| |H| |δ|ᵀ, of which that is computed to fp32's precision. @pre H is symmetric
+struct CandidateErrors {
+  std::vector<reference::Grid> grids;
+  std::vector<double> errors;
+  std::vector<double> magnitudes;
+
+  CandidateErrors(const GridSpec& spec, const std::vector<float>& weights, const Matrix<double>& block)
+      : grids(reference::candidates(spec, weights)), errors(grids.size()), magnitudes(grids.size()) {
+    Matrix<double> delta(block.rows, static_cast<std::int64_t>(grids.size()));
+    for (std::int64_t i = 0; i < delta.rows; ++i) {
+      for (std::int64_t k = 0; k < delta.cols; ++k) {
+        delta(i, k) = reference::rounding_error(weights[static_cast<std::size_t>(i)],
+                                                grids[static_cast<std::size_t>(k)], spec.bits);
+      }
+    }
+    for (std::int64_t i = 0; i < delta.rows; ++i) {
+      for (std::int64_t j = 0; j <= i; ++j) {
+        const double entry = (j == i ? 1 : 2) * block(i, j);
+        for (std::size_t k = 0; k < grids.size(); ++k) {
+          const double term = delta.view().row(i)[k] * entry * delta.view().row(j)[k];
+          errors[k] += term;
+          magnitudes[k] += std::abs(term);
+        }
+      }
+    }
+  }
+};
+
+/// The grids that were found are candidates with the smallest error, as far as fp32 tells errors apart.
+void expect_best_candidates(DeviceTensors& on, Layer<float> layer, const GridSpec& spec,
+                            const std::vector<Matrix<double>>& blocks) {
+  find_grids_by_hessian(on, layer, spec, blocks);
+  for (std::int64_t r = 0; r < layer.weights.rows; ++r) {
+    for (std::int64_t g = 0; g < layer.scales.cols; ++g) {
+      const CandidateErrors all(spec, group_weights(layer, r, g), blocks[static_cast<std::size_t>(g)]);
+      const reference::Grid found{static_cast<double>(layer.scales(r, g)), layer.zeros(r, g)};
+      const auto at =
+          static_cast<std::size_t>(std::find(all.grids.begin(), all.grids.end(), found) - all.grids.begin());
+      ASSERT_LT(at, all.grids.size()) << "row " << r << " group " << g << " scale " << found.scale;
+      const auto best =
+          static_cast<std::size_t>(std::min_element(all.errors.begin(), all.errors.end()) - all.errors.begin());
+      ASSERT_LE(all.errors[at], all.errors[best] + 0x1p-21 * (all.magnitudes[at] + all.magnitudes[best]))
+          << "row " << r << " group " << g << ": candidate " << at << ", the best is " << best << ", "
+          << all.errors[at] / all.errors[best] << " of its error";
+    }
+  }
+}
+
+/// Every third row with weights that fp32 alone holds, others as 16-bit types hold them.
+void use_all_of_fp32(Layer<float>& layer) {
+  for (std::int64_t r = 0; r < layer.weights.rows; r += 3) {
+    for (std::int64_t c = 0; c < layer.weights.cols; ++c) {
+      layer.weights(r, c) *= 1.1f;
+    }
+  }
+}
+
+TEST_P(GridSearch, ByTheHessianFindsTheBestCandidate) {
+  constexpr std::int64_t groups = 2;
+  for (const std::int64_t size : {16, 32, 48, 64, 100, 128}) {
+    std::vector<Matrix<double>> ordinary;
+    std::vector<Matrix<double>> one_direction;
+    for (std::uint32_t g = 0; g < groups; ++g) {
+      ordinary.push_back(reference::random_hessian(size, 2 * size, g).as<float>().as<double>());
+      one_direction.push_back(block_of_one_direction(size, g));
+    }
+    for (const int bits : {2, 3, 4, 8}) {
+      for (const bool symmetric : {false, true}) {
+        const GridSpec spec{.bits = bits, .symmetric = symmetric, .clip = Clip::hessian};
+        auto layer = layer_of_groups<float>(6, size, groups, static_cast<std::uint32_t>(size + bits));
+        use_all_of_fp32(layer);
+        expect_best_candidates(on, layer, spec, ordinary);
+        expect_best_candidates(on, layer, spec, one_direction);
+        expect_best_candidates(on, layer, spec, blocks_with_massive_channels(size, groups));
+        if (HasFatalFailure()) {
+          FAIL() << "groups of " << size << ", " << bits << " bits, " << (symmetric ? "symmetric" : "asymmetric");
+        }
+      }
+    }
+  }
+}
+
+TEST_P(GridSearch, ByTheHessianFindsTheBestOfCandidatesThatRepeat) {
+  // Of most candidates the scale is the smallest that the form holds.
+  const GridSpec spec{.bits = 8, .clip = Clip::hessian, .scale_format = ScaleFormat::bf16_and_f16};
+  auto layer = layer_of_groups<float>(40, 64, 1, 3);
+  for (std::int64_t r = 0; r < layer.weights.rows; ++r) {
+    const auto row = layer.weights.view().row(r);
+    float largest = 0;
+    for (std::int64_t c = 0; c < layer.weights.cols; ++c) {
+      largest = std::max(largest, std::abs(row[c]));
+    }
+    const int shift = largest > 0 ? -7 - std::ilogb(largest) : 0;
+    for (std::int64_t c = 0; c < layer.weights.cols; ++c) {
+      row[c] = std::ldexp(row[c], shift);
+    }
+  }
+  expect_best_candidates(on, layer, spec, {reference::random_hessian(64, 128, 5).as<float>().as<double>()});
+}
+
+TEST_P(GridSearch, ByTheHessianTakesTheFirstOfEqualCandidates) {
+  const GridSpec spec{.bits = 4, .clip = Clip::hessian};
+  for (const std::int64_t size : {16, 100, 300}) {
+    auto zeros = layer_of_groups<float>(3, size, 1, 6);
+    std::fill(zeros.weights.data.begin(), zeros.weights.data.end(), 0.0f);
+    find_grids_by_hessian(on, zeros, spec, {reference::random_hessian(size, 2 * size, 1)});
+    auto nothing = layer_of_groups<float>(3, size, 1, 6);
+    find_grids_by_hessian(on, nothing, spec, {Matrix<double>(size, size)});
+    for (std::int64_t r = 0; r < 3; ++r) {
+      const reference::Grid of_zeros{static_cast<double>(zeros.scales(r, 0)), zeros.zeros(r, 0)};
+      EXPECT_EQ(of_zeros, reference::candidates(spec, group_weights(zeros, r, 0)).front()) << size << ", row " << r;
+      const reference::Grid of_nothing{static_cast<double>(nothing.scales(r, 0)), nothing.zeros(r, 0)};
+      EXPECT_EQ(of_nothing, reference::candidates(spec, group_weights(nothing, r, 0)).front()) << size << ", row " << r;
+    }
+  }
+}
+
+TEST_P(GridSearch, ByTheHessianDoesNotDependOnWhichRowsCome) {
+  const GridSpec spec{.bits = 3, .symmetric = false, .clip = Clip::hessian};
+  for (const std::int64_t size : {32, 64, 128, 136}) {
+    const auto block = reference::random_hessian(size, 2 * size, 4).as<float>();
+    const auto blocks = on.upload(block.data);
+    auto expected = layer_of_groups<float>(50, size, 1, 4);
+    use_all_of_fp32(expected);
+    auto layer = expected;
+    const ConstTensorView<float, 3> view(blocks.view.data, {1, size, size});
+    test::find_layer_grids(on, expected, spec, view);
+    const test::DeviceLayer<float> device(on, layer);
+    for (const auto& [first, rows] : {std::pair<std::int64_t, std::int64_t>{0, 7}, {7, 26}, {33, 17}}) {
+      on.backend->find_grids(*on.stream, {.spec = spec,
+                                          .weights = device.weights.view.slice_rows(first, rows),
+                                          .group = flat(device.group),
+                                          .member = flat(device.member),
+                                          .scales = device.scales.view.slice_rows(first, rows),
+                                          .zeros = device.zeros.view.slice_rows(first, rows),
+                                          .blocks = view});
+    }
+    device.download(on, layer);
+    EXPECT_EQ(layer.scales, expected.scales) << size;
+    EXPECT_EQ(layer.zeros, expected.zeros) << size;
+  }
+}
+
 TEST_P(GridSearch, WithoutMembersMeansAscendingColumns) {
   const GridSpec spec{.bits = 3, .clip = Clip::mse};
   auto expected = scattered_layer<float>(6, 3000, 7);
