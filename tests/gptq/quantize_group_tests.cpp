@@ -543,5 +543,20 @@ TEST_F(QuantizeGroupTest, NothingIsLeftOnTheDevice) {
   EXPECT_EQ(local.backend().bytes_in_use(), 0);
 }
 
+TEST(ResidentWay, OneRankCopiesChunksWhereSumsOfAllPanelsAndAChunkFit) {
+  const PanelLayout layout(1000, 256);
+  const std::int64_t chunk = 1 << 20;
+  const auto copying = resident_way(layout, 1, 0, 8, chunk, std::int64_t{1} << 30);
+
+  EXPECT_TRUE(copying.copies);
+  // log2(8) + 1 = 4 buffers of each panel.
+  EXPECT_EQ(copying.bytes, chunk + 4 * 4 * (1000 * 232 + (768 + 512 + 256) * 256));
+  EXPECT_TRUE(resident_way(layout, 1, 0, 8, chunk, copying.bytes).copies);
+  const auto in_place = resident_way(layout, 1, 0, 8, chunk, copying.bytes - 1);
+  EXPECT_FALSE(in_place.copies);
+  EXPECT_EQ(in_place.bytes, 4 * 4 * 1000 * 232);
+  EXPECT_FALSE(resident_way(layout, 2, 0, 8, chunk, std::int64_t{1} << 30).copies);
+}
+
 }  // namespace
 }  // namespace gptqd::gptq

@@ -112,15 +112,22 @@ gptq::QuantSpec spec_with(gptq::ActOrder order) {
 class SameResults : public ActivationsTest, public ::testing::WithParamInterface<Settings> {};
 
 TEST_P(SameResults, WhereverActivationsLive) {
-  const auto resident = run(GetParam(), plan_of(GetParam(), Activations::resident));
+  auto plan = plan_of(GetParam(), Activations::resident);
+  plan.spare_bytes = -(std::int64_t{1} << 40);  // put into order where they lie
+  const auto resident = run(GetParam(), plan);
+  plan.spare_bytes = std::int64_t{1} << 30;
+  const auto copied = run(GetParam(), plan);
   const auto parked = run(GetParam(), plan_of(GetParam(), Activations::parked));
 
-  ASSERT_EQ(parked.linears.size(), 12u);
-  for (std::size_t i = 0; i < parked.linears.size(); ++i) {
-    EXPECT_TRUE(parked.linears[i] == resident.linears[i]) << parked.linears[i].record << "\n"
-                                                          << resident.linears[i].record;
+  EXPECT_GT(copied.device_bytes, resident.device_bytes);
+  for (const auto* other : {&copied, &parked}) {
+    ASSERT_EQ(other->linears.size(), 12u);
+    for (std::size_t i = 0; i < resident.linears.size(); ++i) {
+      EXPECT_TRUE(other->linears[i] == resident.linears[i]) << other->linears[i].record << "\n"
+                                                            << resident.linears[i].record;
+    }
+    EXPECT_EQ(other->hidden, resident.hidden);
   }
-  EXPECT_EQ(parked.hidden, resident.hidden);
 }
 
 INSTANTIATE_TEST_SUITE_P(All, SameResults,
