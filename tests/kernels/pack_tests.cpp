@@ -83,7 +83,7 @@ TEST_P(PackRows, AreTransposedForFiles) {
 TEST_P(PackRows, AreTransposedIntoTheRightShapeOnly) {
   const auto x = upload(Matrix<std::uint32_t>(2, 3));
   EXPECT_THAT(message_of([&] { backend->transpose_words(*stream, {.x = x.view, .y = x.view}); }),
-              HasSubstr("transpose_words: y has shape [2, 3], expected [3, 2]"));
+              HasSubstr("transpose_words: y is [2, 3], expected [3, 2]"));
 }
 
 TEST_P(PackRows, RefusesAPositionOutsideTheRow) {
