@@ -12,22 +12,22 @@ constexpr std::int64_t token_chunk = 4096;
 /// Columns of the panel that one such GEMM covers: what it computes above the diagonal is wasted.
 constexpr std::int64_t strip_columns = 512;
 
-// A block has 32 columns and all tokens, each thread 16 bytes of every 64th token or so. Some tokens are on their way
-// to the thread's own places in shared memory: registers would hold too few.
+// A block has 32 columns and all tokens, each thread 16 bytes of every 128th token of half types. Some tokens are on
+// their way to the thread's own places in shared memory: registers would hold too few.
 constexpr int sum_columns = 32;
-constexpr int sum_threads = 1024;
-constexpr int sum_places = 5;
+constexpr int sum_threads = 512;
+constexpr int sum_warps = sum_threads / 32;
+constexpr int sum_places = 10;
 constexpr int sum_bytes = sum_places * sum_threads * 16;
 
 /// sums[c] (+)= Σ x[., c]². Each thread's tokens in ascending order; then threads in pairs, of a warp and of the block.
 template <class T, bool packs>
-__global__ void __launch_bounds__(sum_threads)
+__global__ void __launch_bounds__(sum_threads, 2)
     sum_squares(Rows<const T> x, std::int64_t tokens, std::int64_t n, double* sums, bool accumulate) {
   constexpr int width = full_width<T>;
   constexpr int lines = sum_threads * width / sum_columns;
-  static_assert(sum_columns == 32 && sum_threads == 32 * sum_columns);  // a lane, in the end a warp each
+  static_assert(sum_columns == 32);  // a lane each, in the end
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int warp = static_cast<int>(threadIdx.x) / 32;
   const std::int64_t line = static_cast<int>(threadIdx.x) / (sum_columns / width);
   int mine = static_cast<int>(threadIdx.x) % (sum_columns / width) * width;
   const std::int64_t first = std::int64_t{blockIdx.x} * sum_columns;
@@ -84,12 +84,18 @@ __global__ void __launch_bounds__(sum_threads)
       own[i] = (upper ? own[i + kept] : own[i]) + __shfl_xor_sync(0xffffffffu, given, distance);
     }
   }
-  __shared__ double found[sum_threads / 32][sum_columns + 1];
-  found[warp][mine] = own[0];
+  __shared__ double found[sum_warps][sum_columns + 1];
+  found[threadIdx.x / 32][mine] = own[0];
   __syncthreads();
-  const double sum = reduce<32>(found[lane][warp], Plus{});
-  if (lane == 0 && first + warp < n) {
-    double* const to = sums + first + warp;
+  const int warp = static_cast<int>(threadIdx.x) % sum_warps;
+  const int joined = static_cast<int>(threadIdx.x) / sum_warps;
+  double sum = found[warp][joined];
+#pragma unroll
+  for (int distance = sum_warps / 2; distance > 0; distance /= 2) {
+    sum += __shfl_xor_sync(0xffffffffu, sum, distance);
+  }
+  if (warp == 0 && first + joined < n) {
+    double* const to = sums + first + joined;
     *to = accumulate ? *to + sum : sum;
   }
 }
