@@ -10,6 +10,8 @@
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <numeric>
+#include <random>
 #include <string>
 #include <utility>
 #include <vector>
@@ -302,14 +304,29 @@ void measure_layer(Bench& bench, const Ceilings& ceilings, std::int64_t rows, st
                   .unit = "TF/s",
                   .ceiling = ceilings.bf16});
   }
-  {
-    const auto sums = bench.upload_list(std::vector<double>(static_cast<std::size_t>(n)));
+  const auto sums = bench.upload_list(std::vector<double>(static_cast<std::size_t>(n)));
+  for (const auto tokens : token_counts) {
+    const ConstAnyView<2> some = x.view.slice_rows(0, tokens);
     const double seconds =
-        bench.seconds([&] { backend.column_square_sums(stream, {.x = x.view, .sums = flat<double>(sums)}); });
+        bench.seconds([&] { backend.column_square_sums(stream, {.x = some, .sums = flat<double>(sums)}); });
     bench.report({.operation = "column_square_sums",
-                  .shape = fmt::format("{} tokens, {} columns", most, n),
+                  .shape = fmt::format("{} tokens, {} columns", tokens, n),
                   .seconds = seconds,
-                  .rate = static_cast<double>(x.view.bytes()) / seconds / 1e12,
+                  .rate = static_cast<double>(some.bytes()) / seconds / 1e12,
+                  .unit = "TB/s",
+                  .ceiling = ceilings.copy});
+  }
+  {
+    std::vector<std::int32_t> order(static_cast<std::size_t>(n));
+    std::iota(order.begin(), order.end(), 0);
+    std::shuffle(order.begin(), order.end(), std::mt19937(6));
+    const auto index = bench.upload_list(order);
+    const double seconds = bench.seconds(
+        [&] { backend.gather_columns(stream, {.x = x.view, .index = flat<std::int32_t>(index), .y = x.view}); });
+    bench.report({.operation = "gather_columns",
+                  .shape = fmt::format("{} tokens, {} columns, in place", most, n),
+                  .seconds = seconds,
+                  .rate = 2.0 * static_cast<double>(x.view.bytes()) / seconds / 1e12,
                   .unit = "TB/s",
                   .ceiling = ceilings.copy});
   }
@@ -515,7 +532,7 @@ int run(int argc, char** argv) {
   add("help", "show this");
   add("device", po::value<int>()->default_value(0), "the GPU");
   add("repeats", po::value<int>()->default_value(7), "timed runs, of which the median counts");
-  add("panel-columns", po::value<std::int64_t>()->default_value(1024), "width of H's panels");
+  add("panel-columns", po::value<std::int64_t>(), "width of H's panels (default: what the backend prefers)");
   add("columns", po::value<std::vector<std::int64_t>>()->multitoken()->default_value({4096, 14336}, "4096 14336"),
       "columns of the layers that are factored and solved, with 4096 rows");
   add("layers-only", "leave out the linears and the accuracy");
@@ -528,7 +545,8 @@ int run(int argc, char** argv) {
     return 0;
   }
   Bench bench(given["device"].as<int>(), given["repeats"].as<int>());
-  const auto width = given["panel-columns"].as<std::int64_t>();
+  const auto width = given.contains("panel-columns") ? given["panel-columns"].as<std::int64_t>()
+                                                     : bench.backend().preferred_pieces().panel_columns;
   std::cout << bench.backend().describe() << std::endl;
   const auto ceilings = measure_ceilings(bench);
   if (!given.contains("layers-only")) {

@@ -154,6 +154,12 @@ __device__ void copy_in_background(T* to, const T* from, bool exists = true) {
                "r"(exists ? static_cast<int>(sizeof(T)) : 0)
                : "memory");
 }
+/// The same with 16 bytes that pass the L1 cache by.
+template <class T>
+__device__ void stream_in_background(T* to, const T* from) {
+  static_assert(sizeof(T) == 16);
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
+}
 /// Waits for this thread's copies: other threads see them after a barrier.
 __device__ inline void wait_for_background_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 /// The thread's copies since the last call become a group. Groups end in order.
@@ -177,6 +183,15 @@ inline unsigned int grid_size(std::int64_t blocks, std::int64_t most = (std::int
   return static_cast<unsigned int>(std::max<std::int64_t>(1, std::min(blocks, most)));
 }
 constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+/// Lets blocks of a kernel ask for up to `bytes` of shared memory, as many of them as a multiprocessor's has room for.
+template <class Kernel>
+void give_shared_memory(Kernel kernel, std::int64_t bytes) {
+  constexpr auto doing = "giving a kernel its shared memory";
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), doing);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
+        doing);
+}
 
 template <class Body>
 __global__ void for_elements_kernel(std::int64_t rows, std::int64_t cols, Body body) {

@@ -12,75 +12,93 @@ constexpr std::int64_t token_chunk = 4096;
 /// Columns of the panel that one such GEMM covers: what it computes above the diagonal is wasted.
 constexpr std::int64_t strip_columns = 512;
 
-// A block sums 32 columns of one slice of the tokens, each thread those of one pack on every 32nd token.
-constexpr std::int64_t sum_slices = 16;
+// A block has 32 columns and all tokens, each thread 16 bytes of every 128th token of half types. Some tokens are on
+// their way to the thread's own places in shared memory: registers would hold too few.
 constexpr int sum_columns = 32;
-constexpr int sum_width = 4;
-constexpr int sum_packs = sum_columns / sum_width;
-constexpr int sum_lines = 32;
-constexpr int sum_threads = sum_packs * sum_lines;
+constexpr int sum_threads = 512;
+constexpr int sum_warps = sum_threads / 32;
+constexpr int sum_places = 10;
+constexpr int sum_bytes = sum_places * sum_threads * 16;
 
-/// partial[slice, column]: every 32nd token's squares in ascending order, then these sums in ascending order.
+/// sums[c] (+)= Σ x[., c]². Each thread's tokens in ascending order; then threads in pairs, of a warp and of the block.
 template <class T, bool packs>
-__global__ void __launch_bounds__(sum_threads)
-    sum_squares(Rows<const T> x, std::int64_t tokens, std::int64_t n, double* partial) {
-  __shared__ double lines[sum_lines][sum_columns + 1];
-  const int first = static_cast<int>(threadIdx.x) % sum_packs * sum_width;
-  const int line = static_cast<int>(threadIdx.x) / sum_packs;
-  const std::int64_t column = std::int64_t{blockIdx.x} * sum_columns + first;
-  const std::int64_t begin = tokens * blockIdx.y / sum_slices;
-  const std::int64_t end = tokens * (blockIdx.y + 1) / sum_slices;
-  double own[sum_width] = {};
-#pragma unroll 8
-  for (std::int64_t t = begin + line; t < end; t += sum_lines) {
-    Pack<T, sum_width> pack{};
-    if constexpr (packs) {
-      if (column < n) {
-        pack = load_pack<sum_width>(x.row(t) + column);
+__global__ void __launch_bounds__(sum_threads, 2)
+    sum_squares(Rows<const T> x, std::int64_t tokens, std::int64_t n, double* sums, bool accumulate) {
+  constexpr int width = full_width<T>;
+  constexpr int lines = sum_threads * width / sum_columns;
+  static_assert(sum_columns == 32);  // a lane each, in the end
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const std::int64_t line = static_cast<int>(threadIdx.x) / (sum_columns / width);
+  int mine = static_cast<int>(threadIdx.x) % (sum_columns / width) * width;
+  const std::int64_t first = std::int64_t{blockIdx.x} * sum_columns;
+  const std::int64_t column = first + mine;
+  double own[width] = {};
+  const auto add = [&](const Pack<T, width>& pack) {
+#pragma unroll
+    for (int i = 0; i < width; ++i) {
+      const auto value = static_cast<double>(widen(pack.values[i]));
+      own[i] = fma(value, value, own[i]);
+    }
+  };
+  if constexpr (packs) {
+    extern __shared__ __align__(16) unsigned char memory[];
+    auto* const places = reinterpret_cast<Pack<T, width>*>(memory) + threadIdx.x;
+    const std::int64_t end = column < n ? tokens : 0;
+    const auto load = [&](std::int64_t t, int place) {
+      if (t < end) {
+        stream_in_background(places + place * sum_threads, reinterpret_cast<const Pack<T, width>*>(x.row(t) + column));
       }
-    } else {
-      for (int i = 0; i < sum_width; ++i) {
+      end_group_of_copies();
+    };
+    for (int place = 0; place < sum_places; ++place) {
+      load(line + place * lines, place);
+    }
+    int place = 0;
+#pragma unroll 1
+    for (std::int64_t t = line; t < end; t += lines) {
+      wait_for_groups_of_copies<sum_places - 1>();
+      const Pack<T, width> pack = places[place * sum_threads];
+      add(pack);
+      load(t + sum_places * lines, place);
+      place = place == sum_places - 1 ? 0 : place + 1;
+    }
+  } else {
+    for (std::int64_t t = line; t < tokens; t += lines) {
+      Pack<T, width> pack{};
+      for (int i = 0; i < width; ++i) {
         if (column + i < n) {
           pack.values[i] = x.row(t)[column + i];
         }
       }
-    }
-#pragma unroll
-    for (int i = 0; i < sum_width; ++i) {
-      const auto value = static_cast<double>(widen(pack.values[i]));
-      own[i] = fma(value, value, own[i]);
+      add(pack);
     }
   }
+  // Of the columns that two lanes share each goes on with half, until it has one.
 #pragma unroll
-  for (int i = 0; i < sum_width; ++i) {
-    lines[line][first + i] = own[i];
+  for (int kept = width / 2, distance = 16; kept > 0; kept /= 2, distance /= 2) {
+    const bool upper = (lane & distance) != 0;
+    mine += upper ? kept : 0;
+#pragma unroll
+    for (int i = 0; i < kept; ++i) {
+      const double given = upper ? own[i] : own[i + kept];
+      own[i] = (upper ? own[i + kept] : own[i]) + __shfl_xor_sync(0xffffffffu, given, distance);
+    }
   }
+  __shared__ double found[sum_warps][sum_columns + 1];
+  found[threadIdx.x / 32][mine] = own[0];
   __syncthreads();
-  const std::int64_t mine = std::int64_t{blockIdx.x} * sum_columns + threadIdx.x;
-  if (threadIdx.x < sum_columns && mine < n) {
-    double sum = 0;
-    for (int i = 0; i < sum_lines; ++i) {
-      sum += lines[i][threadIdx.x];
-    }
-    partial[blockIdx.y * n + mine] = sum;
+  const int warp = static_cast<int>(threadIdx.x) % sum_warps;
+  const int joined = static_cast<int>(threadIdx.x) / sum_warps;
+  double sum = found[warp][joined];
+#pragma unroll
+  for (int distance = sum_warps / 2; distance > 0; distance /= 2) {
+    sum += __shfl_xor_sync(0xffffffffu, sum, distance);
+  }
+  if (warp == 0 && first + joined < n) {
+    double* const to = sums + first + joined;
+    *to = accumulate ? *to + sum : sum;
   }
 }
-
-/// sums[c] (+)= Σ partial[., c], in ascending order.
-struct JoinSlices {
-  const double* partial;
-  std::int64_t n;
-  double* sums;
-  bool accumulate;
-  __device__ void operator()(std::int64_t, std::int64_t c) const {
-    double sum = 0;
-#pragma unroll
-    for (std::int64_t slice = 0; slice < sum_slices; ++slice) {
-      sum += partial[slice * n + c];
-    }
-    sums[c] = accumulate ? sums[c] + sum : sum;
-  }
-};
 
 template <class T>
 struct Widen {
@@ -153,16 +171,16 @@ void CudaBackend::run(Stream& stream, const ColumnSquareSumsArgs& args) {
     if (n == 0) {
       return;
     }
-    auto* const partial = own.scratch_of<double>(sum_slices * n);
     with_floating_type(args.x.dtype, [&]<class T>() {
-      const auto launch = [&](auto kernel) {
-        const dim3 grid(grid_size(divide_up(n, sum_columns)), static_cast<unsigned int>(sum_slices));
-        kernel<<<grid, sum_threads, 0, own.stream()>>>(Rows<const T>(args.x), args.x.rows(), n, partial);
+      constexpr int width = full_width<T>;
+      const auto launch = [&](auto kernel, int bytes) {
+        give_shared_memory(kernel, bytes);
+        kernel<<<grid_size(divide_up(n, sum_columns)), sum_threads, static_cast<std::size_t>(bytes), own.stream()>>>(
+            Rows<const T>(args.x), args.x.rows(), n, args.sums.data, args.accumulate);
       };
-      n % sum_width == 0 && allows_packs(sum_width, args.x) ? launch(sum_squares<T, true>)
-                                                            : launch(sum_squares<T, false>);
+      n % width == 0 && allows_packs(width, args.x) ? launch(sum_squares<T, true>, sum_bytes)
+                                                    : launch(sum_squares<T, false>, 0);
     });
-    for_elements(own, 1, n, JoinSlices{partial, n, args.sums.data, args.accumulate});
   });
 }
 

@@ -61,12 +61,15 @@ constexpr int peak_threads = 32 * peak_warps;
 /// the last row's memory must hold.
 template <class T>
 __global__ void __launch_bounds__(peak_threads)
-    find_peaks(Rows<const T> x, std::int64_t tokens, std::int64_t n, float* peaks) {
+    find_peaks(Rows<const T> x, std::int64_t tokens, std::int64_t n, unsigned int across, float* peaks) {
   constexpr int width = full_width<T>;
   static_assert(32 * width == tile_cols);
   constexpr std::uint32_t magnitudes = 0x7fff7fff;
-  const std::int64_t col = std::int64_t{blockIdx.y} * tile_cols + threadIdx.x % 32 * width;
-  const std::int64_t first = std::int64_t{blockIdx.x} * stage_terms + threadIdx.x / 32;
+  // Blocks that run at once have whole rows: neighbours in memory are read together.
+  const std::int64_t stage = blockIdx.x / across;
+  const std::int64_t tile = blockIdx.x % across;
+  const std::int64_t col = tile * tile_cols + threadIdx.x % 32 * width;
+  const std::int64_t first = stage * stage_terms + threadIdx.x / 32;
   // Of magnitudes the bits have the same order.
   std::uint32_t largest = 0;
 #pragma unroll
@@ -88,7 +91,7 @@ __global__ void __launch_bounds__(peak_threads)
   }
   peak = reduce<peak_threads>(peak, Maximum{});
   if (threadIdx.x == 0) {
-    peaks[std::int64_t{blockIdx.y} * gridDim.x + blockIdx.x] = peak;
+    peaks[tile * (gridDim.x / across) + stage] = peak;
   }
 }
 
@@ -376,8 +379,9 @@ void gram_product(CudaStream& stream, const GramProduct& args) {
     maps.parts = slab_map(parts, problem.tiles.part_floats() / tile_cols, tile_cols, tile_cols * size_of(DType::f32));
   }
   const auto run = [&]<class T>() {
-    const dim3 grid(static_cast<unsigned int>(problem.tiles.stages), static_cast<unsigned int>(problem.tiles.across));
-    find_peaks<T><<<grid, peak_threads, 0, stream.stream()>>>(Rows<const T>(args.x), tokens, problem.n, found);
+    const auto across = static_cast<unsigned int>(problem.tiles.across);
+    find_peaks<T><<<grid_size(peaks), peak_threads, 0, stream.stream()>>>(Rows<const T>(args.x), tokens, problem.n,
+                                                                          across, found);
     check(cudaFuncSetAttribute(multiply_tiles<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
           "giving a kernel its shared memory");
     const auto blocks = static_cast<unsigned int>(clusters_of(problem.tiles, most) * cluster_blocks);

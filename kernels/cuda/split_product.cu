@@ -265,99 +265,191 @@ CUtensorMap map_of(const ConstAnyView<2>& parts) {
                                           {parts.stride * size_of(DType::f16)}, {atom_cols, stage_terms});
 }
 
-// Making parts. A block has 32 columns of the operand, and of a long one some terms.
+// Making parts. Terms are read twice: for the largest number of a column, then for the parts in its units.
 constexpr int split_side = 32;
 constexpr int split_rows = 8;
 constexpr int split_threads = split_side * split_rows;
-constexpr int warps_of_split = split_threads / 32;
 /// Terms up to which one kernel does it all.
 constexpr int few_terms = 128;
 constexpr std::int64_t most_slices = 64;
 
-/// peaks[c] = the largest |number| of row c, which is a column of the operand: a warp each.
-__global__ void __launch_bounds__(split_threads)
-    find_row_peaks(Rows<const float> matrix, std::int64_t terms, std::int64_t cols, SplitParts out, bool packs) {
-  constexpr int width = full_width<float>;
-  const std::int64_t col = std::int64_t{blockIdx.x} * warps_of_split + threadIdx.x / 32;
-  if (col >= cols) {
-    return;
-  }
-  const float* const row = matrix.row(col);
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  float peak = 0;
-  const std::int64_t packed = packs ? terms / width * width : 0;
-#pragma unroll 4
-  for (std::int64_t t = lane * width; t < packed; t += 32 * width) {
-    const auto pack = load_pack<width>(row + t);
+/// Parts of neighbours in a row, `values` in the columns' units.
+template <int width>
+__device__ void store_parts(const SplitParts& out, std::int64_t term, std::int64_t col, const float (&values)[width]) {
+  Pack<std::uint16_t, width> high;
+  Pack<std::uint16_t, width> low;
 #pragma unroll
-    for (int i = 0; i < width; ++i) {
-      peak = fmaxf(peak, fabsf(pack.values[i]));
-    }
+  for (int i = 0; i < width; ++i) {
+    const __half rounded = __float2half_rn(values[i]);
+    high.values[i] = __half_as_ushort(rounded);
+    low.values[i] = __half_as_ushort(__float2half_rn(values[i] - __half2float(rounded)));
   }
-  for (std::int64_t t = packed + lane; t < terms; t += 32) {
-    peak = fmaxf(peak, fabsf(row[t]));
-  }
-  peak = reduce<32>(peak, Maximum{});
-  if (lane == 0) {
-    out.peaks[col] = peak;
-  }
+  auto* const to = reinterpret_cast<std::uint16_t*>(out.parts.row(term) + col);
+  store_pack<width>(to, high);
+  store_pack<width>(to + out.part_rows * out.parts.stride, low);
 }
 
-/// The same for columns that are columns, of a slice of the terms: a maximum is the same in any order. peaks are zeros
-/// at first. Of numbers that are not negative the bits have the same order.
+/// peaks[c] = the largest |number| of column c, of a slice of the terms: a maximum is the same in any order. peaks are
+/// zeros at first. Of numbers that are not negative the bits have the same order. A thread has `width` columns.
+template <int width>
 __global__ void __launch_bounds__(split_threads)
     find_column_peaks(Rows<const float> matrix, std::int64_t terms, std::int64_t cols, SplitParts out) {
-  __shared__ float found[split_rows][split_side];
-  const std::int64_t col = std::int64_t{blockIdx.x} * split_side + threadIdx.x;
-  float peak = 0;
+  __shared__ float found[split_rows][split_side * width];
+  const std::int64_t first = std::int64_t{blockIdx.x} * split_side * width;
+  const std::int64_t col = first + threadIdx.x * width;
+  float peaks[width] = {};
   if (col < cols) {
 #pragma unroll 8
     for (std::int64_t t = std::int64_t{blockIdx.y} * split_rows + threadIdx.y; t < terms;
          t += std::int64_t{gridDim.y} * split_rows) {
-      peak = fmaxf(peak, fabsf(matrix.row(t)[col]));
+      const auto pack = load_pack<width>(matrix.row(t) + col);
+#pragma unroll
+      for (int i = 0; i < width; ++i) {
+        peaks[i] = fmaxf(peaks[i], fabsf(pack.values[i]));
+      }
     }
   }
-  found[threadIdx.y][threadIdx.x] = peak;
+#pragma unroll
+  for (int i = 0; i < width; ++i) {
+    found[threadIdx.y][threadIdx.x * width + i] = peaks[i];
+  }
   __syncthreads();
-  if (threadIdx.y == 0 && col < cols) {
-    for (int i = 1; i < split_rows; ++i) {
-      peak = fmaxf(peak, found[i][threadIdx.x]);
+  const int mine = static_cast<int>(threadIdx.y) * split_side + static_cast<int>(threadIdx.x);
+  if (mine < split_side * width && first + mine < cols) {
+    float peak = 0;
+    for (int i = 0; i < split_rows; ++i) {
+      peak = fmaxf(peak, found[i][mine]);
     }
-    atomicMax(reinterpret_cast<int*>(out.peaks) + col, __float_as_int(peak));
+    atomicMax(reinterpret_cast<int*>(out.peaks) + first + mine, __float_as_int(peak));
   }
 }
 
-/// Parts of the element with term t and column c; zeros for t >= terms.
-template <bool transposed>
+/// Parts of the element with term t and column c; zeros for t >= terms. A thread has `width` columns.
+template <int width>
 __global__ void __launch_bounds__(split_threads)
-    split_matrix(Rows<const float> matrix, std::int64_t terms, std::int64_t cols, SplitParts out) {
-  __shared__ float staged[split_side][split_side + 1];
-  const std::int64_t first = std::int64_t{blockIdx.x} * split_side;
-  const std::int64_t col = first + threadIdx.x;
-  const float scaling = col < cols ? half_scaling(out.peaks[col]) : 0.0f;
-  if (blockIdx.y == 0 && threadIdx.y == 0 && col < cols) {
-    out.units[col] = 1.0f / scaling;
+    split_columns(Rows<const float> matrix, std::int64_t terms, std::int64_t cols, SplitParts out) {
+  const std::int64_t col = (std::int64_t{blockIdx.x} * split_side + threadIdx.x) * width;
+  if (col >= cols) {
+    return;
   }
-  for (std::int64_t tile = blockIdx.y; tile * split_side < out.part_rows; tile += gridDim.y) {
-    const std::int64_t term = tile * split_side;
-    if constexpr (transposed) {
-      __syncthreads();  // the last tile has been read
-      for (int i = static_cast<int>(threadIdx.y); i < split_side; i += split_rows) {
-        const std::int64_t t = term + threadIdx.x;
-        staged[threadIdx.x][i] = t < terms && first + i < cols ? matrix.row(first + i)[t] : 0.0f;
-      }
+  float scaling[width];
+#pragma unroll
+  for (int i = 0; i < width; ++i) {
+    scaling[i] = half_scaling(out.peaks[col + i]);
+    if (blockIdx.y == 0 && threadIdx.y == 0) {
+      out.units[col + i] = 1.0f / scaling[i];
+    }
+  }
+#pragma unroll 4
+  for (std::int64_t t = std::int64_t{blockIdx.y} * split_rows + threadIdx.y; t < out.part_rows;
+       t += std::int64_t{gridDim.y} * split_rows) {
+    Pack<float, width> pack{};
+    if (t < terms) {
+      pack = load_pack<width>(matrix.row(t) + col);
+    }
+#pragma unroll
+    for (int i = 0; i < width; ++i) {
+      pack.values[i] *= scaling[i];
+    }
+    store_parts(out, t, col, pack.values);
+  }
+}
+
+// Of many terms, transposed, a block has 16 columns of the operand, which are rows of the matrix, a warp each. Of the
+// terms it keeps in shared memory what two blocks of a multiprocessor have room for: one reads while the other writes.
+constexpr int long_rows = 16;
+constexpr int long_threads = 32 * long_rows;
+/// Rows whose parts a thread stores together.
+constexpr int long_pack = 8;
+/// Of each long_pack rows: so that those of the next lie in the other banks.
+constexpr int kept_gap = 16;
+
+constexpr std::int64_t kept_bytes(std::int64_t kept) {
+  return (long_rows * kept + long_rows / long_pack * kept_gap) * size_of(DType::f32);
+}
+
+/// @param kept  terms, a multiple of stage_terms
+__global__ void __launch_bounds__(long_threads, 2)
+    split_long_rows(Rows<const float> matrix, int terms, std::int64_t cols, SplitParts out, int kept, bool packs) {
+  extern __shared__ __align__(16) float numbers[];
+  __shared__ float scalings[long_rows];
+  constexpr int width = full_width<float>;
+  const std::int64_t first = std::int64_t{blockIdx.x} * long_rows;
+  const int mine = static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const auto begin_of = [&](int row) { return row * kept + row / long_pack * kept_gap; };
+  const float* const row = matrix.row(min(first + mine, cols - 1));
+  const int existing = first + mine < cols ? terms : 0;
+  const int packed = packs ? existing / width * width : 0;
+  const auto part_rows = static_cast<int>(out.part_rows);
+
+  float* const own = numbers + begin_of(mine);
+  const auto load = [&](int begin) {
+    const int end = min(begin + kept, part_rows);
+#pragma unroll 4
+    for (int t = begin + lane * width; t < min(end, packed); t += 32 * width) {
+      stream_in_background(reinterpret_cast<Pack<float, width>*>(own + t - begin),
+                           reinterpret_cast<const Pack<float, width>*>(row + t));
+    }
+#pragma unroll 1
+    for (int t = max(begin, packed) + lane; t < end; t += 32) {
+      copy_in_background(own + t - begin, row + t, t < existing);
+    }
+  };
+  load(0);
+  float peak = 0;
+  const auto count_in = [&](const Pack<float, width>& pack) {
+#pragma unroll
+    for (int i = 0; i < width; ++i) {
+      peak = fmaxf(peak, fabsf(pack.values[i]));
+    }
+  };
+#pragma unroll 4
+  for (int t = kept + lane * width; t < packed; t += 32 * width) {
+    count_in(load_pack<width>(row + t));
+  }
+#pragma unroll 1
+  for (int t = max(kept, packed) + lane; t < existing; t += 32) {
+    peak = fmaxf(peak, fabsf(row[t]));
+  }
+  wait_for_background_copies();
+  __syncwarp();
+  for (int t = lane * width; t < min(kept, part_rows); t += 32 * width) {
+    count_in(load_pack<width>(own + t));
+  }
+  peak = reduce<32>(peak, Maximum{});
+  if (lane == 0) {
+    scalings[mine] = half_scaling(peak);
+    if (existing > 0) {
+      out.units[first + mine] = 1.0f / scalings[mine];
+    }
+  }
+  __syncthreads();
+
+  constexpr int across = long_rows / long_pack;
+  const int group = static_cast<int>(threadIdx.x) % across;
+  const std::int64_t col = first + group * long_pack;
+  float scaling[long_pack];
+#pragma unroll
+  for (int i = 0; i < long_pack; ++i) {
+    scaling[i] = scalings[group * long_pack + i];
+  }
+  for (int begin = 0; begin < part_rows; begin += kept) {
+    if (begin > 0) {
+      __syncthreads();  // the last terms have been read
+      load(begin);
+      wait_for_background_copies();
       __syncthreads();
     }
-    if (col < cols) {
-      for (int i = static_cast<int>(threadIdx.y); i < split_side; i += split_rows) {
-        float value = 0;
-        if constexpr (transposed) {
-          value = staged[i][threadIdx.x];
-        } else if (term + i < terms) {
-          value = matrix.row(term + i)[col];
-        }
-        out.store(term + i, col, value * scaling);
+    const int count = min(kept, part_rows - begin);
+    for (int t = static_cast<int>(threadIdx.x) / across; t < count && col < cols; t += long_threads / across) {
+      const float* const from = numbers + begin_of(group * long_pack) + t;
+      float values[long_pack];
+#pragma unroll
+      for (int i = 0; i < long_pack; ++i) {
+        values[i] = from[i * kept] * scaling[i];
       }
+      store_parts(out, begin + t, col, values);  // beyond the last column: rows are packs long
     }
   }
 }
@@ -410,6 +502,21 @@ __global__ void __launch_bounds__(split_threads)
   }
 }
 
+/// Columns are the matrix's rows, of more than few_terms.
+void split_rows_of(CudaStream& stream, const ConstTensorView<float, 2>& matrix, const SplitParts& parts) {
+  const auto& gpu = stream.gpu().properties();
+  const auto room =
+      std::min(gpu.sharedMemPerBlockOptin, gpu.sharedMemPerMultiprocessor / 2 - gpu.reservedSharedMemPerBlock) -
+      long_rows * sizeof(float);
+  const std::int64_t most = (static_cast<std::int64_t>(room) - kept_bytes(0)) / (kept_bytes(1) - kept_bytes(0));
+  const std::int64_t kept = std::min(parts.part_rows, most / SplitMatrix::stage_terms * SplitMatrix::stage_terms);
+  give_shared_memory(split_long_rows, static_cast<std::int64_t>(room));
+  split_long_rows<<<grid_size(divide_up(matrix.rows(), long_rows)), long_threads,
+                    static_cast<std::size_t>(kept_bytes(kept)), stream.stream()>>>(
+      Rows<const float>(matrix), static_cast<int>(matrix.cols()), matrix.rows(), parts, static_cast<int>(kept),
+      allows_packs(full_width<float>, ConstAnyView<2>(matrix)));
+}
+
 std::int64_t part_rows_of(std::int64_t terms) {
   return divide_up(terms, SplitMatrix::stage_terms) * SplitMatrix::stage_terms;
 }
@@ -440,23 +547,26 @@ SplitMatrix split(CudaStream& stream, const ConstTensorView<float, 2>& matrix, b
   const auto result = split_memory(terms, cols, memory);
   const SplitParts parts(result);
   const Rows<const float> rows(matrix);
-  const auto blocks = grid_size(divide_up(cols, split_side));
   const dim3 threads(split_side, split_rows);
-  if (transposed && terms <= few_terms) {
-    split_short_rows<<<blocks, threads, 0, stream.stream()>>>(rows, static_cast<int>(terms), cols, parts);
+  if (transposed) {
+    if (terms <= few_terms) {
+      split_short_rows<<<grid_size(divide_up(cols, split_side)), threads, 0, stream.stream()>>>(
+          rows, static_cast<int>(terms), cols, parts);
+    } else {
+      split_rows_of(stream, matrix, parts);
+    }
     return result.matrix();
   }
-  if (transposed) {
-    find_row_peaks<<<grid_size(divide_up(cols, warps_of_split)), split_threads, 0, stream.stream()>>>(
-        rows, terms, cols, parts, allows_packs(full_width<float>, ConstAnyView<2>(matrix)));
-  } else {
-    check(cudaMemsetAsync(result.peaks, 0, static_cast<std::size_t>(cols) * sizeof(float), stream.stream()), "split");
-    const dim3 grid(blocks, grid_size(divide_up(terms, 8 * split_rows), most_slices));
-    find_column_peaks<<<grid, threads, 0, stream.stream()>>>(rows, terms, cols, parts);
-  }
-  const dim3 grid(blocks, grid_size(divide_up(result.part_rows, split_side), 65535));
-  transposed ? split_matrix<true><<<grid, threads, 0, stream.stream()>>>(rows, terms, cols, parts)
-             : split_matrix<false><<<grid, threads, 0, stream.stream()>>>(rows, terms, cols, parts);
+  check(cudaMemsetAsync(result.peaks, 0, static_cast<std::size_t>(cols) * sizeof(float), stream.stream()), "split");
+  const auto run = [&]<int width>() {
+    const auto slices = grid_size(divide_up(result.part_rows, 8 * split_rows), most_slices);
+    const dim3 grid(grid_size(divide_up(cols, split_side * width)), slices);
+    find_column_peaks<width><<<grid, threads, 0, stream.stream()>>>(rows, terms, cols, parts);
+    split_columns<width><<<grid, threads, 0, stream.stream()>>>(rows, terms, cols, parts);
+  };
+  constexpr int width = full_width<float>;
+  cols % width == 0 && allows_packs(width, ConstAnyView<2>(matrix)) ? run.template operator()<width>()
+                                                                    : run.template operator()<1>();
   return result.matrix();
 }
 

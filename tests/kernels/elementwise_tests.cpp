@@ -214,5 +214,38 @@ TEST_P(Elementwise, RefusesWhatDoesNotFit) {
 
 INSTANTIATE_TEST_SUITE_P(, Elementwise, ::testing::ValuesIn(available_devices()), device_name);
 
+class GatherOfActivations : public OnDevice {};
+INSTANTIATE_TEST_SUITE_P(, GatherOfActivations, ::testing::ValuesIn(compute_devices()), device_name);
+
+TEST_P(GatherOfActivations, MovesEveryColumn) {
+  struct Case {
+    std::int64_t rows, cols, gathered, gap;
+  };
+  // Many rows in a GPU's on-chip memory; a few; two; one at most; more columns than there are, and fewer.
+  for (const auto& [rows, cols, gathered, gap] :
+       {Case{203, 96, 96, 8}, Case{70, 4096, 4096, 0}, Case{9, 14336, 14336, 0}, Case{3, 57344, 57344, 8},
+        Case{2, 60000, 60000, 0}, Case{33, 1000, 4096, 8}, Case{33, 4096, 1000, 0}}) {
+    const auto x = rounded(normal(rows, cols, 1));
+    std::vector<std::int32_t> index;
+    for (std::int64_t c = 0; c < gathered; ++c) {
+      index.push_back(static_cast<std::int32_t>(c % cols));
+    }
+    std::shuffle(index.begin(), index.end(), std::mt19937(7));
+    const auto columns = upload(index);
+    const auto from = upload_rounded(x, gap);
+    const auto other = unset_compute(rows, gathered, gap);
+    const auto& to = gathered == cols ? from : other;
+
+    backend->gather_columns(*stream, {.x = from.view, .index = flat(columns), .y = to.view});
+
+    const auto got = download(to);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      for (std::int64_t c = 0; c < gathered; ++c) {
+        ASSERT_EQ(got(r, c), x(r, index[static_cast<std::size_t>(c)])) << cols << " columns: " << r << ", " << c;
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace gptqd::test

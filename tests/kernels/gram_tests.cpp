@@ -245,6 +245,32 @@ TEST_P(GramOfActivations, AddsChunkAfterChunkInAStridedPanel) {
   EXPECT_LE(lower_error(download(panel), expected), tolerance(700));
 }
 
+TEST_P(GramOfActivations, ColumnSquareSumsDependOnTheTokensAlone) {
+  const auto x = rounded(normal(1100, 120, 8));
+  const auto apart = upload_rounded(x, 7);
+  const auto device = upload_rounded(x);
+  const auto sums_of = [&](const ConstAnyView<2>& view) {
+    const auto sums = upload(std::vector<double>(static_cast<std::size_t>(view.cols())));
+    backend->column_square_sums(*stream, {.x = view, .sums = flat(sums)});
+    return download(sums);
+  };
+
+  const auto got = sums_of(device.view);
+
+  for (std::int64_t c = 0; c < 120; ++c) {
+    double sum = 0;
+    for (std::int64_t t = 0; t < 1100; ++t) {
+      sum += static_cast<double>(x(t, c)) * static_cast<double>(x(t, c));
+    }
+    EXPECT_NEAR(got(0, c), sum, 1e-14 * sum) << c;
+  }
+  test::expect_identical(sums_of(apart.view), got);
+  const auto some = sums_of(device.view.slice_cols(37, 50));
+  for (std::int64_t c = 0; c < 50; ++c) {
+    EXPECT_EQ(some(0, c), got(0, 37 + c)) << c;
+  }
+}
+
 TEST_P(GramOfActivations, HasTheSameBitsEveryTime) {
   const auto device = upload_rounded(normal(900, 640, 5));
   const auto run = [&] {
