@@ -88,7 +88,7 @@ double exposed_reduction_seconds(const gptq::PanelLayout& layout, int ranks, dou
 
 /// Bytes that the forward pass moves beside its products, a token and column of the hidden state: norms, residuals,
 /// activations, and attention's outputs, of two bytes an element.
-constexpr double elementwise_bytes = 40;
+constexpr double elementwise_bytes = 26;
 /// Passes over X, read and written, that put its columns into factor order and back, and sum its squares.
 constexpr double gather_bytes = 2 * 2 * 2 + 2;
 /// A weight that is quantized: written from codes, read again, converted when it was loaded.

@@ -15,18 +15,18 @@ namespace gptqd::pipeline {
 /// What one GPU and its links do in a second. The defaults were measured on NVIDIA H200s (docs/results.md); links
 /// between nodes are those of a 400 Gbit/s adapter a GPU.
 struct MachineRates {
-  double product_flops = 780e12;           ///< activations · weights: 2 tokens · rows · cols
-  double attention_flops = 400e12;         ///< causal, the half that counts: 2 tokens · seqlen · query width
-  double gram_flops = 500e12;              ///< XᵀX's lower half: tokens · cols²
-  double panel_flops = 27e12;              ///< factoring one panel: rows · cols²
-  double update_flops = 72e12;             ///< trailing update: 2 rows · cols · cols
-  double solve_flops = 118e12;             ///< solve and losses: three times rows · cols²
-  double grids_weights = 7.3e9;            ///< weights whose ranges are searched
+  double product_flops = 700e12;           ///< activations · weights: 2 tokens · rows · cols
+  double attention_flops = 480e12;         ///< causal, the half that counts: 2 tokens · seqlen · query width
+  double gram_flops = 585e12;              ///< XᵀX's lower half: tokens · cols²
+  double panel_flops = 76e12;              ///< factoring one panel: rows · cols²
+  double update_flops = 140e12;            ///< trailing update: 2 rows · cols · cols
+  double solve_flops = 270e12;             ///< solve and losses: three times rows · cols²
+  double grids_weights = 34e9;             ///< weights whose ranges are searched, where XᵀX hides most of it
   double copy_bytes = 4.2e12;              ///< device memory, read and written
-  double factor_column_seconds = 0.4e-6;   ///< a column's turn in the factorization, however few rows there are
-  double solve_column_seconds = 0.8e-6;    ///< the same in the solve
-  double finish_weight_seconds = 2.6e-11;  ///< packing and accounting
-  double phase_seconds = 1.1e-3;           ///< the host's share of a phase
+  double factor_column_seconds = 0.77e-6;  ///< a column's turn in the factorization, however few rows there are
+  double solve_column_seconds = 0.55e-6;   ///< the same in the solve
+  double finish_weight_seconds = 3.5e-11;  ///< packing and accounting
+  double phase_seconds = 0.2e-3;           ///< the host's share of a phase
   double link_bytes = 300e9;               ///< between GPUs of a node, one direction
   double node_link_bytes = 45e9;           ///< between nodes, a GPU's share
   int gpus_per_node = 8;

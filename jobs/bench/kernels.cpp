@@ -458,7 +458,7 @@ void measure_layer(Bench& bench, const Ceilings& ceilings, std::int64_t rows, st
 /// complement; with `massive`, the first token of each window has 1500 there.
 void measure_accuracy(Bench& bench, bool massive) {
   const std::int64_t tokens = 65536;
-  const std::int64_t chunk = 4096;
+  const std::int64_t chunk = bench.backend().preferred_pieces().gram_tokens;
   const std::int64_t window = 2048;
   const std::int64_t n = 1024;
   const float massive_value = 1500;

@@ -93,12 +93,12 @@ __device__ void store_pack(T* to, const Pack<T, width>& pack) {
 template <class T>
 inline constexpr int full_width = 16 / static_cast<int>(sizeof(T));
 
-/// Whether every row of these begins at a multiple of `width` elements.
+/// Whether these, and every row of matrices, begin at a multiple of `width` elements.
 template <class... Views>
 bool allows_packs(int width, const Views&... views) {
   return (
       (reinterpret_cast<std::uintptr_t>(views.data) % static_cast<std::uintptr_t>(width * size_of(views.dtype)) == 0 &&
-       (views.shape[0] <= 1 || views.stride % width == 0)) &&
+       (views.shape.size() == 1 || views.shape[0] <= 1 || views.stride % width == 0)) &&
       ...);
 }
 

@@ -25,10 +25,12 @@ __global__ void __launch_bounds__(run_block)
       static_cast<float>(static_cast<Sum>(1) / sqrt(squares / static_cast<Sum>(d) + static_cast<Sum>(epsilon)));
   T* const to = y.row(row);
   run.each([&](std::int64_t first, const auto& pack) {
+    const auto factors = load_pack<Layout::width>(weight + first);
+    const auto terms = load_pack<Layout::width>(bias + first);
     Pack<T, Layout::width> result;
     for (int i = 0; i < Layout::width; ++i) {
       const float value = (widen(pack.values[i]) - center) * scale;
-      result.values[i] = convert_element<T>(value * weight[first + i] + bias[first + i]);
+      result.values[i] = convert_element<T>(value * factors.values[i] + terms.values[i]);
     }
     store_pack<Layout::width>(to + first, result);
   });
@@ -44,7 +46,7 @@ void CudaBackend::run(Stream& stream, const LayerNormArgs& args) {
       return;
     }
     with_compute_type(args.x.dtype, [&]<class T>() {
-      with_run_layout<T>(d, allows_packs(full_width<T>, args.x, args.y), [&]<class Layout>() {
+      with_run_layout<T>(d, allows_packs(full_width<T>, args.x, args.y, ConstAnyView<1>(args.weight), ConstAnyView<1>(args.bias)), [&]<class Layout>() {
         const auto blocks = grid_size(divide_up(rows, run_block / Layout::threads));
         normalize<T, Layout><<<blocks, run_block, 0, own.stream()>>>(Rows<const T>(args.x), rows, d, args.weight.data,
                                                                      args.bias.data, args.epsilon, Rows<T>(args.y));

@@ -23,10 +23,11 @@ __global__ void __launch_bounds__(run_block) normalize(Rows<const T> x, std::int
       static_cast<float>(static_cast<Sum>(1) / sqrt(squares / static_cast<Sum>(d) + static_cast<Sum>(epsilon)));
   T* const to = y.row(row) + start;
   run.each([&](std::int64_t first, const auto& pack) {
+    const auto factors = load_pack<Layout::width>(weight + first);
     Pack<T, Layout::width> result;
     for (int i = 0; i < Layout::width; ++i) {
       const T quotient = convert_element<T>(widen(pack.values[i]) * scale);
-      result.values[i] = convert_element<T>(widen(quotient) * weight[first + i]);
+      result.values[i] = convert_element<T>(widen(quotient) * factors.values[i]);
     }
     store_pack<Layout::width>(to + first, result);
   });
@@ -43,7 +44,7 @@ void CudaBackend::run(Stream& stream, const RmsNormArgs& args) {
       return;
     }
     with_compute_type(args.x.dtype, [&]<class T>() {
-      with_run_layout<T>(d, allows_packs(full_width<T>, args.x, args.y), [&]<class Layout>() {
+      with_run_layout<T>(d, allows_packs(full_width<T>, args.x, args.y, ConstAnyView<1>(args.weight)), [&]<class Layout>() {
         const auto blocks = grid_size(divide_up(runs, run_block / Layout::threads));
         normalize<T, Layout><<<blocks, run_block, 0, own.stream()>>>(Rows<const T>(args.x), runs, runs_a_row, d,
                                                                      args.weight.data, args.epsilon, Rows<T>(args.y));

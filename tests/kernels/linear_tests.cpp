@@ -176,10 +176,9 @@ TEST_P(Linear, AccumulateAddsToWhatIsThere) {
       for (std::size_t i = 0; i < expected.data.size(); ++i) {
         expected.data[i] += static_cast<double>(before.data[i]);
         const double there = std::abs(static_cast<double>(before.data[i]));
-        bound.data[i] += 0x1p-22 * there;
-        if (bias) {  // cuBLAS may round once before it has added all three
-          bound.data[i] += roundoff() * (std::abs(expected.data[i]) + std::abs(double{p.bias[i % 296]}) + there);
-        }
+        const double bias_of_column = bias ? std::abs(double{p.bias[i % 296]}) : 0.0;
+        // cuBLAS may round to the results' type before it has added all of them.
+        bound.data[i] += 0x1p-22 * there + roundoff() * (std::abs(expected.data[i]) + bias_of_column + there);
       }
       expect_near(got, expected, bound_of(expected, bound));
     }
