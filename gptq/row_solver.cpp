@@ -17,6 +17,25 @@ std::int64_t rows_of_scratch(std::int64_t row_bytes) {
   return std::max<std::int64_t>(1, scratch_bytes / row_bytes);
 }
 
+// What is measured of rows lies in one piece of memory, which is fetched at once: a number of all rows, then the next
+// one. Places are bytes a row; norms and losses are sums, which begin at zero.
+constexpr std::int64_t solve_loss = 0;  ///< of a GPTQ solve: the damped one
+constexpr std::int64_t rtn_loss = 8;
+constexpr std::int64_t weight_norm = 16;
+constexpr std::int64_t damping_share = 24;
+constexpr std::int64_t saturated = 32;
+constexpr std::int64_t non_finite = 36;
+constexpr std::int64_t min_scale = 40;
+constexpr std::int64_t max_scale = 44;
+constexpr std::int64_t measured_bytes = 48;
+
+/// [rows]
+template <class T>
+TensorView<T, 1> number_of_rows(const Buffer& measured, std::int64_t place) {
+  const std::int64_t rows = measured.bytes() / measured_bytes;
+  return measured.view<T, 1>({rows}, rows * place);
+}
+
 }  // namespace
 
 RowRange rows_of(int rank, int size, std::int64_t rows, std::int64_t row_tile) {
@@ -42,9 +61,8 @@ RowSolver::RowSolver(Team& team, Stream& stream, std::span<const LinearWeight> l
   weights_ = team_.backend.allocate(matrix_bytes);
   delta_ = team_.backend.allocate(matrix_bytes);
   codes_ = team_.backend.allocate(rows_.count * n_);
-  const std::int64_t norm_bytes = 3 * rows_.count * size_of(DType::f64);
-  norms_ = team_.backend.allocate(norm_bytes);
-  team_.backend.fill_zero(*stream_, norms_.data(), norm_bytes);
+  measured_ = team_.backend.allocate(rows_.count * measured_bytes);
+  team_.backend.fill_zero(*stream_, measured_.data(), measured_.bytes());
   std::int64_t begin = 0;  // first stacked row of the linear
   for (const auto& linear : linears) {
     const std::int64_t first = std::max(rows_.first, begin);
@@ -198,12 +216,10 @@ void RowSolver::walk(const Factorization& factorization, bool solving) {
       continue;
     }
     const std::int64_t first = factor.layout().at(k).first;
-    const auto norms = [&](int i) {
-      return norms_.view<double, 1>({rows_.count}, i * rows_.count * size_of(DType::f64));
-    };
-    std::vector<NormRows> measured{{.delta = matrix(weights_), .norms = norms(2)}};
+    std::vector<NormRows> measured{
+        {.delta = matrix(weights_), .norms = number_of_rows<double>(measured_, weight_norm)}};
     if (baseline_) {
-      measured.push_back({.delta = matrix(baseline_), .norms = norms(1)});
+      measured.push_back({.delta = matrix(baseline_), .norms = number_of_rows<double>(measured_, rtn_loss)});
     }
     if (solving) {
       backend.solve_panel(stream, {.grid = spec_.grid(),
@@ -219,10 +235,10 @@ void RowSolver::walk(const Factorization& factorization, bool solving) {
                                    .scales = places_.scales,
                                    .zeros = places_.zeros,
                                    .blocks = places_.blocks,
-                                   .row_loss = norms(0),
+                                   .row_loss = number_of_rows<double>(measured_, solve_loss),
                                    .row_tile = row_tile_});
     } else {
-      measured.push_back({.delta = matrix(delta_), .norms = norms(0)});
+      measured.push_back({.delta = matrix(delta_), .norms = number_of_rows<double>(measured_, solve_loss)});
     }
     backend.weighted_norms(
         stream, {.factor = panel, .first = first, .rows = std::move(measured), .extra = extra, .row_tile = row_tile_});
@@ -240,8 +256,7 @@ void RowSolver::pack() {
 
 std::vector<RowStatistics> RowSolver::statistics(const Factorization* factorization) {
   Backend& backend = team_.backend;
-  const auto count = static_cast<std::size_t>(rows_.count);
-  std::vector<RowStatistics> rows(count);
+  std::vector<RowStatistics> rows(static_cast<std::size_t>(rows_.count));
   if (empty()) {
     return rows;
   }
@@ -254,41 +269,40 @@ std::vector<RowStatistics> RowSolver::statistics(const Factorization* factorizat
                          .scales = places_.scales,
                          .damping_share = {},
                          .saturated = {},
-                         .non_finite = {}};
+                         .non_finite = {},
+                         .min_scale = {},
+                         .max_scale = {}};
   if (solved_ && factorization != nullptr) {
     extra = upload(backend, *stream_, std::span<const double>(factorization->diagonal.extra));
     args.extra = extra.view<const double, 1>({n_});
   }
-  const Buffer shares = backend.allocate(rows_.count * size_of(DType::f64));
-  const Buffer counts = backend.allocate(2 * rows_.count * size_of(DType::i32));
-  args.damping_share = shares.view<double, 1>({rows_.count});
-  args.saturated = counts.view<std::int32_t, 1>({rows_.count});
-  args.non_finite = counts.view<std::int32_t, 1>({rows_.count}, rows_.count * size_of(DType::i32));
+  args.damping_share = number_of_rows<double>(measured_, damping_share);
+  args.saturated = number_of_rows<std::int32_t>(measured_, saturated);
+  args.non_finite = number_of_rows<std::int32_t>(measured_, non_finite);
+  args.min_scale = number_of_rows<float>(measured_, min_scale);
+  args.max_scale = number_of_rows<float>(measured_, max_scale);
   backend.row_statistics(*stream_, args);
 
-  std::vector<double> norms(3 * count);
-  std::vector<double> damping(count);
-  std::vector<std::int32_t> counted(2 * count);
-  const auto groups = static_cast<std::size_t>(places_.scales.cols());
-  const Buffer scales_memory = backend.allocate_host(rows_.count * places_.scales.cols() * size_of(DType::f32));
-  const std::span scales(static_cast<const float*>(scales_memory.data()), count * groups);
-  const auto fetch = [&](auto& host, const void* device) {
-    backend.copy_to_host(*stream_, host.data(), device, std::ssize(host) * static_cast<std::int64_t>(sizeof(host[0])));
-  };
-  fetch(norms, norms_.data());
-  fetch(damping, shares.data());
-  fetch(counted, counts.data());
-  backend.copy_to_host(*stream_, scales_memory.data(), places_.scales.data, scales_memory.bytes());
+  const Buffer host = backend.allocate_host(measured_.bytes());
+  backend.copy_to_host(*stream_, host.data(), measured_.data(), measured_.bytes());
   stream_->synchronize();
-  for (std::size_t r = 0; r < count; ++r) {
-    const auto own = std::span<const float>(scales).subspan(r * groups, groups);
-    rows[r] = {.loss = norms[r] - damping[r],
-               .rtn_loss = baseline_ ? norms[count + r] : norms[r] - damping[r],
-               .weight_norm = norms[2 * count + r],
-               .min_scale = *std::min_element(own.begin(), own.end()),
-               .max_scale = *std::max_element(own.begin(), own.end()),
-               .saturated_codes = counted[r],
-               .non_finite = counted[count + r]};
+  const auto losses = number_of_rows<double>(host, solve_loss);
+  const auto rtn_losses = number_of_rows<double>(host, rtn_loss);
+  const auto norms = number_of_rows<double>(host, weight_norm);
+  const auto shares = number_of_rows<double>(host, damping_share);
+  const auto saturated_codes = number_of_rows<std::int32_t>(host, saturated);
+  const auto infinite = number_of_rows<std::int32_t>(host, non_finite);
+  const auto least = number_of_rows<float>(host, min_scale);
+  const auto largest = number_of_rows<float>(host, max_scale);
+  for (std::int64_t r = 0; r < rows_.count; ++r) {
+    const double loss = losses(r) - shares(r);
+    rows[static_cast<std::size_t>(r)] = {.loss = loss,
+                                         .rtn_loss = baseline_ ? rtn_losses(r) : loss,
+                                         .weight_norm = norms(r),
+                                         .min_scale = least(r),
+                                         .max_scale = largest(r),
+                                         .saturated_codes = saturated_codes(r),
+                                         .non_finite = infinite(r)};
   }
   return rows;
 }

@@ -101,7 +101,7 @@ class RowSolver {
   Buffer delta_;         // [count, n], Q − W
   Buffer baseline_;      // [count, n], of round-to-nearest; empty while that is the result
   Buffer codes_;         // u8 [count, n]
-  Buffer norms_;         // f64 [3, count]: loss, rtn_loss, weight_norm
+  Buffer measured_;      // what is measured of each row, at the places that row_solver.cpp names
 };
 
 }  // namespace gptqd::gptq

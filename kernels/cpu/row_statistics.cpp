@@ -1,5 +1,6 @@
 #include "kernels/row_statistics.hpp"
 
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/cpu/cpu_backend.hpp"
@@ -39,6 +40,9 @@ void measure_row(const RowStatisticsArgs& args, std::int64_t r) {
   args.saturated.data[r] = saturated;
   args.non_finite.data[r] = non_finite;
   args.damping_share.data[r] = share;
+  const auto [least, largest] = std::minmax_element(scales, scales + args.scales.cols());
+  args.min_scale.data[r] = *least;
+  args.max_scale.data[r] = *largest;
 }
 
 }  // namespace

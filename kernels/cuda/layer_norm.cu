@@ -46,11 +46,13 @@ void CudaBackend::run(Stream& stream, const LayerNormArgs& args) {
       return;
     }
     with_compute_type(args.x.dtype, [&]<class T>() {
-      with_run_layout<T>(d, allows_packs(full_width<T>, args.x, args.y, ConstAnyView<1>(args.weight), ConstAnyView<1>(args.bias)), [&]<class Layout>() {
-        const auto blocks = grid_size(divide_up(rows, run_block / Layout::threads));
-        normalize<T, Layout><<<blocks, run_block, 0, own.stream()>>>(Rows<const T>(args.x), rows, d, args.weight.data,
-                                                                     args.bias.data, args.epsilon, Rows<T>(args.y));
-      });
+      with_run_layout<T>(
+          d, allows_packs(full_width<T>, args.x, args.y, ConstAnyView<1>(args.weight), ConstAnyView<1>(args.bias)),
+          [&]<class Layout>() {
+            const auto blocks = grid_size(divide_up(rows, run_block / Layout::threads));
+            normalize<T, Layout><<<blocks, run_block, 0, own.stream()>>>(
+                Rows<const T>(args.x), rows, d, args.weight.data, args.bias.data, args.epsilon, Rows<T>(args.y));
+          });
     });
   });
 }

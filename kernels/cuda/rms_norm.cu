@@ -44,11 +44,12 @@ void CudaBackend::run(Stream& stream, const RmsNormArgs& args) {
       return;
     }
     with_compute_type(args.x.dtype, [&]<class T>() {
-      with_run_layout<T>(d, allows_packs(full_width<T>, args.x, args.y, ConstAnyView<1>(args.weight)), [&]<class Layout>() {
-        const auto blocks = grid_size(divide_up(runs, run_block / Layout::threads));
-        normalize<T, Layout><<<blocks, run_block, 0, own.stream()>>>(Rows<const T>(args.x), runs, runs_a_row, d,
-                                                                     args.weight.data, args.epsilon, Rows<T>(args.y));
-      });
+      with_run_layout<T>(
+          d, allows_packs(full_width<T>, args.x, args.y, ConstAnyView<1>(args.weight)), [&]<class Layout>() {
+            const auto blocks = grid_size(divide_up(runs, run_block / Layout::threads));
+            normalize<T, Layout><<<blocks, run_block, 0, own.stream()>>>(
+                Rows<const T>(args.x), runs, runs_a_row, d, args.weight.data, args.epsilon, Rows<T>(args.y));
+          });
     });
   });
 }

@@ -14,12 +14,15 @@ struct RowInputs {
   const std::int32_t* group;
   const float* scales;
   std::int64_t scales_stride;
+  std::int64_t groups;
   const double* extra;  ///< null: none
 };
 struct RowResults {
   double* damping_share;
   std::int32_t* saturated;
   std::int32_t* non_finite;
+  float* min_scale;
+  float* max_scale;
 };
 
 /// One block a row.
@@ -44,6 +47,14 @@ __global__ void __launch_bounds__(threads)
       share += in.extra[a] * error * error;
     }
   }
+  float least = scales[0];
+  float largest = least;
+  for (std::int64_t g = threadIdx.x; g < in.groups; g += threads) {
+    least = fminf(least, scales[g]);
+    largest = fmaxf(largest, scales[g]);
+  }
+  least = reduce<threads>(least, Minimum());
+  largest = reduce<threads>(largest, Maximum());
   share = reduce<threads>(share, Plus());
   saturated = reduce<threads>(saturated, Plus());
   non_finite = reduce<threads>(non_finite, Plus());
@@ -51,6 +62,8 @@ __global__ void __launch_bounds__(threads)
     out.damping_share[r] = share;
     out.saturated[r] = saturated;
     out.non_finite[r] = non_finite;
+    out.min_scale[r] = least;
+    out.max_scale[r] = largest;
   }
 }
 
@@ -66,9 +79,13 @@ void CudaBackend::run(Stream& stream, const RowStatisticsArgs& args) {
                        .group = args.group.data,
                        .scales = args.scales.data,
                        .scales_stride = args.scales.stride,
+                       .groups = args.scales.cols(),
                        .extra = args.extra ? args.extra->data : nullptr};
-    const RowResults out{
-        .damping_share = args.damping_share.data, .saturated = args.saturated.data, .non_finite = args.non_finite.data};
+    const RowResults out{.damping_share = args.damping_share.data,
+                         .saturated = args.saturated.data,
+                         .non_finite = args.non_finite.data,
+                         .min_scale = args.min_scale.data,
+                         .max_scale = args.max_scale.data};
     const auto launch = [&]<class T>() {
       measure_rows<T><<<grid_size(args.delta.rows()), threads, 0, own.stream()>>>(
           (1 << args.bits) - 1, Rows<const T>(args.delta), args.delta.cols(), in, out);

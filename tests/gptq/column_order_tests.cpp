@@ -1,6 +1,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <vector>
+
 #include "gptq/column_order.hpp"
 
 namespace gptqd::gptq {
@@ -42,6 +47,23 @@ TEST(ColumnOrderTest, DynamicGroupsAreRunsInProcessingOrder) {
   EXPECT_THAT(order.factor.member, ElementsAre(1, 0, 1, 0));
   EXPECT_THAT(order.original.group, ElementsAre(1, 0, 1, 0));
   EXPECT_THAT(order.original.member, ElementsAre(1, 0, 0, 1));
+}
+
+TEST(ColumnOrderTest, LargestDiagonalFirstAndTiesByIndex) {
+  std::vector<double> diagonal{0.0, -0.0, -1.0, -2.0, 5e-324, 1e300};
+  for (int i = 0; i < 5000; ++i) {
+    diagonal.push_back(std::exp(0.01 * (i * 7919 % 2003)));  // each some times
+  }
+  std::vector<std::int32_t> expected(diagonal.size());
+  std::iota(expected.begin(), expected.end(), 0);
+  std::stable_sort(expected.begin(), expected.end(), [&](std::int32_t a, std::int32_t b) {
+    return diagonal[static_cast<std::size_t>(a)] > diagonal[static_cast<std::size_t>(b)];
+  });
+
+  auto order = make_column_order(std::ssize(diagonal), std::ssize(diagonal), ActOrder::fixed, diagonal).index;
+
+  std::reverse(order.begin(), order.end());  // the factor has it backwards
+  EXPECT_EQ(order, expected);
 }
 
 TEST(ColumnOrderTest, OneColumnAndOneGroup) {

@@ -13,6 +13,8 @@ struct Statistics {
   std::vector<double> damping_share;
   std::vector<std::int32_t> saturated;
   std::vector<std::int32_t> non_finite;
+  std::vector<float> min_scale;
+  std::vector<float> max_scale;
 };
 
 class RowStatistics : public OnDevice {
@@ -29,6 +31,8 @@ class RowStatistics : public OnDevice {
     const auto share = upload(std::vector<double>(rows, -1.0));
     const auto saturated = upload(std::vector<std::int32_t>(rows, -1));
     const auto non_finite = upload(std::vector<std::int32_t>(rows, -1));
+    const auto min_scale = upload(std::vector<float>(rows, -1.0f));
+    const auto max_scale = upload(std::vector<float>(rows, -1.0f));
     RowStatisticsArgs args{.bits = bits,
                            .delta = ConstAnyView<2>(d.view),
                            .codes = c.view,
@@ -36,12 +40,15 @@ class RowStatistics : public OnDevice {
                            .scales = s.view,
                            .damping_share = flat(share),
                            .saturated = flat(saturated),
-                           .non_finite = flat(non_finite)};
+                           .non_finite = flat(non_finite),
+                           .min_scale = flat(min_scale),
+                           .max_scale = flat(max_scale)};
     if (!extra.empty()) {
       args.extra = flat(e);
     }
     backend->row_statistics(*stream, args);
-    return {download(share).data, download(saturated).data, download(non_finite).data};
+    return {download(share).data, download(saturated).data, download(non_finite).data, download(min_scale).data,
+            download(max_scale).data};
   }
 };
 
@@ -94,7 +101,25 @@ TEST_P(RowStatistics, InfinitiesAndNaNAreCounted) {
   EXPECT_THAT(got.non_finite, ElementsAre(2, 0));
 }
 
+TEST_P(RowStatistics, TheLeastAndTheLargestScaleOfEachRow) {
+  const std::int64_t groups = 601;
+  auto scales = filled(3, groups, 2.0f);
+  scales(0, 0) = 1.0f;
+  scales(0, groups - 1) = 3.0f;
+  scales(1, 300) = 5.0f;
+  scales(1, 301) = 0.5f;
+
+  const auto got = run(filled(3, 2, 1.0f), filled<std::uint8_t>(3, 2, 1), {0, 1}, scales, {});
+
+  EXPECT_THAT(got.min_scale, ElementsAre(1.0f, 0.5f, 2.0f));
+  EXPECT_THAT(got.max_scale, ElementsAre(3.0f, 5.0f, 2.0f));
+}
+
 TEST_P(RowStatistics, RefusesWhatDoesNotFit) {
+  EXPECT_THAT(error_message([&] {
+                run(filled(2, 3, 1.0f), filled<std::uint8_t>(2, 3, 1), {0, 0, 0}, filled(2, 0, 1.0f), {});
+              }),
+              HasSubstr("scales is [2, 0], expected [2, 1]"));
   EXPECT_THAT(error_message([&] {
                 run(filled(2, 3, 1.0f), filled<std::uint8_t>(2, 3, 1), {0, 0}, filled(2, 1, 1.0f), {});
               }),
