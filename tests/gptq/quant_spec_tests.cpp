@@ -5,24 +5,14 @@
 #include <limits>
 
 #include "gptq/quant_spec.hpp"
+#include "tests/gptq/error_of.hpp"
 
 namespace gptqd::gptq {
 namespace {
 
+using test::error_of;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
-
-/// The Error that `body` throws; fails the test if it throws none.
-template <class Body>
-Error error_of(Body&& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    return error;
-  }
-  ADD_FAILURE() << "no Error was thrown";
-  return Error(ErrorKind::internal, "");
-}
 
 struct Refusal {
   const char* name;

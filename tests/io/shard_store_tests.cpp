@@ -23,7 +23,7 @@ using test::write_text;
 using testing::AllOf;
 using testing::HasSubstr;
 
-BlockShard sample(std::int64_t block) {
+BlockShard sample_shard(std::int64_t block) {
   BlockShard shard;
   shard.block = block;
   shard.fingerprint = "0123456789abcdef";
@@ -55,7 +55,7 @@ void flip_bit(const fs::path& path, std::size_t byte, int bit) {
 }
 
 TEST(ShardImage, HoldsEverythingButTheRun) {
-  const BlockShard shard = sample(12);
+  const BlockShard shard = sample_shard(12);
 
   const BlockShard got = from_image(to_image(shard), "image");
 
@@ -64,7 +64,7 @@ TEST(ShardImage, HoldsEverythingButTheRun) {
 }
 
 TEST(ShardImage, DependsOnTheContentAlone) {
-  BlockShard shard = sample(12);
+  BlockShard shard = sample_shard(12);
   const auto first = to_image(shard);
   const std::vector<std::byte> dirt(first.size() * 2, std::byte{0xa5});  // what the next allocation may find
   shard.run = {{"seconds", 99}};
@@ -76,7 +76,7 @@ TEST(ShardImage, DependsOnTheContentAlone) {
 }
 
 TEST(ShardImage, HoldsNeitherPathNorHost) {
-  const auto image = to_image(sample(12));
+  const auto image = to_image(sample_shard(12));
   const std::string text(reinterpret_cast<const char*>(image.data()), image.size());
 
   EXPECT_EQ(text.find("node7"), std::string::npos);
@@ -97,13 +97,13 @@ TEST(ShardImage, ABlockWithoutQuantizedLayersIsAShardToo) {
 }
 
 TEST(ShardImage, RefusesLayersThatAreNotValid) {
-  BlockShard spoiled = sample(0);
+  BlockShard spoiled = sample_shard(0);
   spoiled.linears[0].scales.pop_back();
-  BlockShard repeated = sample(0);
+  BlockShard repeated = sample_shard(0);
   repeated.linears[1].name = repeated.linears[0].name;
-  BlockShard slash = sample(0);
+  BlockShard slash = sample_shard(0);
   slash.linears[0].name = "a/b";
-  BlockShard huge = sample(0);
+  BlockShard huge = sample_shard(0);
   huge.linears[0].record = std::string(70'000, 'x');
 
   EXPECT_EQ(error_of([&] { to_image(spoiled); }).kind(), ErrorKind::internal);
@@ -125,7 +125,7 @@ TEST(ShardImage, ForeignBytesAreAnInputError) {
 TEST(ShardStore, WritesAndReads) {
   const TemporaryFolder folder;
   const ShardStore store(folder / "work");
-  const BlockShard shard = sample(12);
+  const BlockShard shard = sample_shard(12);
 
   store.write(shard);
 
@@ -142,7 +142,7 @@ TEST(ShardStore, WritesAndReads) {
 TEST(ShardStore, RewritingReplaces) {
   const TemporaryFolder folder;
   const ShardStore store(folder.path());
-  BlockShard shard = sample(1);
+  BlockShard shard = sample_shard(1);
   store.write(shard);
   shard.linears.pop_back();
 
@@ -155,7 +155,7 @@ TEST(ShardStore, WithoutAValidSidecarAShardIsMissing) {
   const TemporaryFolder folder;
   const ShardStore store(folder.path());
   EXPECT_EQ(store.state(5).status, ShardStatus::missing);
-  store.write(sample(5));
+  store.write(sample_shard(5));
 
   write_text(store.sidecar_path(5), "{\"xxh3_128\": ");
   const ShardState cut = store.state(5);
@@ -176,7 +176,7 @@ TEST(ShardStore, WithoutAValidSidecarAShardIsMissing) {
 TEST(ShardStore, ASidecarAloneIsMissing) {
   const TemporaryFolder folder;
   const ShardStore store(folder.path());
-  store.write(sample(5));
+  store.write(sample_shard(5));
 
   fs::remove(store.shard_path(5));
 
@@ -188,7 +188,7 @@ TEST(ShardStore, ASidecarAloneIsMissing) {
 TEST(ShardStore, AnyFlippedBitIsFoundBeforeHdf5SeesTheFile) {
   const TemporaryFolder folder;
   const ShardStore store(folder.path());
-  store.write(sample(2));
+  store.write(sample_shard(2));
   const fs::path path = store.shard_path(2);
   const std::size_t size = fs::file_size(path);
 
@@ -207,7 +207,7 @@ TEST(ShardStore, AnyFlippedBitIsFoundBeforeHdf5SeesTheFile) {
 TEST(ShardStore, ATruncatedShardIsDamaged) {
   const TemporaryFolder folder;
   const ShardStore store(folder.path());
-  store.write(sample(2));
+  store.write(sample_shard(2));
   const auto size = fs::file_size(store.shard_path(2));
 
   fs::resize_file(store.shard_path(2), size - 1);
@@ -220,7 +220,7 @@ TEST(ShardStore, ATruncatedShardIsDamaged) {
 TEST(ShardStore, AShardThatIsMadeAgainIsAbsentUntilItsNewSidecarIsThere) {
   const TemporaryFolder folder;
   const ShardStore store(folder.path());
-  BlockShard shard = sample(2);
+  BlockShard shard = sample_shard(2);
   store.write(shard);
   shard.linears[0].qweight[0] ^= 1u;  // of the same size: a comparison of sizes would not notice
   set_faults("file.create:eio:2");
@@ -235,7 +235,7 @@ TEST(ShardStore, AShardThatIsMadeAgainIsAbsentUntilItsNewSidecarIsThere) {
 TEST(ShardStore, AnErrorOfTheDeviceIsNotTakenForAMissingShard) {
   const TemporaryFolder folder;
   const ShardStore store(folder.path());
-  store.write(sample(2));
+  store.write(sample_shard(2));
   set_faults("file.read:eio");
 
   const Error error = error_of([&] { store.state(2); });
@@ -248,7 +248,7 @@ TEST(ShardStore, AnErrorOfTheDeviceIsNotTakenForAMissingShard) {
 TEST(ShardStore, ARenamedShardIsRefused) {
   const TemporaryFolder folder;
   const ShardStore store(folder.path());
-  store.write(sample(2));
+  store.write(sample_shard(2));
 
   fs::rename(store.shard_path(2), store.shard_path(3));
   fs::rename(store.sidecar_path(2), store.sidecar_path(3));
@@ -259,7 +259,7 @@ TEST(ShardStore, ARenamedShardIsRefused) {
 TEST(ShardStore, StaleTemporariesGoAndNothingElse) {
   const TemporaryFolder folder;
   const ShardStore store(folder.path());
-  store.write(sample(2));
+  store.write(sample_shard(2));
   write_text(folder / "shards/block_00003.h5.tmp", "half");
   write_text(folder / "shards/block_00003.json.tmp", "half");
   write_text(folder / "manifest.json.tmp", "half");
@@ -278,8 +278,8 @@ TEST(ShardStore, TheManifestListsTheShardsAndCanBeRebuilt) {
   const TemporaryFolder folder;
   const ShardStore store(folder.path());
   EXPECT_EQ(store.read_manifest(), std::nullopt);
-  store.write(sample(0));
-  store.write(sample(2));
+  store.write(sample_shard(0));
+  store.write(sample_shard(2));
 
   store.write_manifest(4, {{"model", "opt"}});
   const std::string first = read_text(folder / "manifest.json");
@@ -300,11 +300,11 @@ TEST(ShardStore, TheManifestListsTheShardsAndCanBeRebuilt) {
 TEST(ShardStore, AWriterAndAReaderMayRunAtOnce) {
   const TemporaryFolder folder;
   const ShardStore store(folder.path());
-  store.write(sample(0));
+  store.write(sample_shard(0));
 
   std::thread writer([&] {
     for (std::int64_t block = 1; block < 6; ++block) {
-      store.write(sample(block));
+      store.write(sample_shard(block));
     }
   });
   for (int i = 0; i < 10; ++i) {
@@ -319,7 +319,7 @@ TEST(ShardStore, AFolderThatCannotBeMadeIsAnIoError) {
   const TemporaryFolder folder;
   write_text(folder / "file", "");
 
-  const Error error = error_of([&] { ShardStore(folder / "file/work").write(sample(0)); });
+  const Error error = error_of([&] { ShardStore(folder / "file/work").write(sample_shard(0)); });
 
   EXPECT_EQ(error.kind(), ErrorKind::io);
   EXPECT_THAT(error.message(), HasSubstr("file/work/shards"));
