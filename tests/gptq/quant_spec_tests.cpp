@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <limits>
+#include <nlohmann/json.hpp>
 
 #include "gptq/quant_spec.hpp"
 #include "tests/gptq/error_of.hpp"
