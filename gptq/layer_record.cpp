@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <nlohmann/json.hpp>
+
 #include "kernels/base/error.hpp"
 
 namespace gptqd::gptq {

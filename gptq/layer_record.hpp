@@ -1,7 +1,7 @@
 #pragma once
 /// @file The machine-readable account of one quantized linear.
 #include <cstdint>
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 

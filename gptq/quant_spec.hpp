@@ -1,7 +1,7 @@
 #pragma once
 /// @file What the user asks of the quantizer, and how work is cut into pieces of fixed shape.
 #include <cstdint>
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <string_view>
 

@@ -141,7 +141,7 @@ std::string describe_age(std::int64_t began) {
   return seconds < 0 ? "in the future by this machine's clock" : human_seconds(seconds) + " ago";
 }
 
-[[noreturn]] void fail(std::string_view operation, const fs::path& path, int code) {
+[[noreturn]] void lock_failed(std::string_view operation, const fs::path& path, int code) {
   throw Error(ErrorKind::io,
               fmt::format("cannot {} the lock {}: {} (errno {}); check the work folder's permissions and its device",
                           operation, path.string(), std::system_category().message(code), code));
@@ -193,7 +193,7 @@ FolderLock::FolderLock(fs::path path, std::function<std::string()> activity,
       break;
     }
     if (errno != EEXIST) {
-      fail("create", path_, errno);
+      lock_failed("create", path_, errno);
     }
     const auto found = look_at_lock(path_, times_);
     if (found.state == LockState::held) {
@@ -246,7 +246,7 @@ void FolderLock::write() {
   // In place: a file that another run has put there meanwhile is another file.
   if (::pwrite(descriptor_, text.data(), text.size(), 0) != static_cast<ssize_t>(text.size()) ||
       ::ftruncate(descriptor_, static_cast<off_t>(text.size())) != 0) {
-    fail("write", path_, errno);
+    lock_failed("write", path_, errno);
   }
   ::fsync(descriptor_);  // so that other machines see it soon; a failure shows at the next write
 }

@@ -15,7 +15,7 @@ namespace {
 constexpr std::size_t longest_quote = 200;
 
 /// A piece of foreign text for a message: no longer than a line or two.
-std::string shortened(std::string text) {
+std::string excerpt(std::string text) {
   if (text.size() > longest_quote) {
     text.resize(longest_quote);
     text += "...";
@@ -43,7 +43,7 @@ Json parse(std::string_view text, std::string_view where) {
       reason.erase(0, end + 2);
     }
     throw Error(ErrorKind::input,
-                fmt::format("{}: not valid JSON ({} bytes): {}", where, text.size(), shortened(reason)));
+                fmt::format("{}: not valid JSON ({} bytes): {}", where, text.size(), excerpt(reason)));
   }
 }
 
@@ -73,7 +73,7 @@ namespace {
   throw Error(
       ErrorKind::input,
       fmt::format("{}: expected {}, got {} ({})", place.text(), expected,
-                  shortened(value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)), value.type_name()));
+                  excerpt(value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)), value.type_name()));
 }
 
 }  // namespace

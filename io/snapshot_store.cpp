@@ -16,7 +16,7 @@ namespace {
 namespace fs = std::filesystem;
 using hdf5::write_attribute;
 
-constexpr std::int64_t format_version = 1;
+constexpr std::int64_t snapshot_version = 1;
 constexpr std::int64_t max_file_bytes = std::int64_t{1} << 40;
 
 /// Calls `body` with a number of the type whose bits elements of `dtype` have.
@@ -64,7 +64,7 @@ void SnapshotStore::write(const Snapshot& snapshot, std::span<const std::byte> d
   with_context(fmt::format("writing {}", target.path().string()), [&] {
     fault_point("snapshot.write");
     auto image = hdf5::make_image(data.size() + 65536, "storing hidden states", [&](hid_t file) {
-      write_attribute(file, "format_version", format_version);
+      write_attribute(file, "format_version", snapshot_version);
       write_attribute(file, "fingerprint", snapshot.fingerprint);
       write_attribute(file, "block", snapshot.block);
       write_attribute(file, "leaf", snapshot.leaf);
@@ -89,7 +89,7 @@ void SnapshotStore::read(const Snapshot& expected, std::span<std::byte> data) co
   const auto image = source.read(max_file_bytes).first;
   hdf5::read_image(image.bytes(), name, "it is no snapshot of this program", [&](hid_t file) {
     const hdf5::ObjectReader reader(file, name);
-    if (reader.integer("format_version") != format_version) {
+    if (reader.integer("format_version") != snapshot_version) {
       reader.fail("it has another format version");
     }
     Snapshot found = expected;

@@ -50,7 +50,7 @@ fi
 
 say "CUDA"
 if command -v nvcc >/dev/null; then
-  build cuda -DGPTQD_WERROR=ON -DGPTQD_TESTS=OFF -DCMAKE_CUDA_ARCHITECTURES=90a-real gptqd_kernels gptqd_comm
+  build cuda -DGPTQD_WERROR=ON -DGPTQD_TESTS=OFF -DCMAKE_CUDA_ARCHITECTURES=90a-real gptqd_kernels_cuda gptqd_comm_nccl
 else
   echo "skipped: no nvcc on PATH"
 fi

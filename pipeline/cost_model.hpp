@@ -2,7 +2,7 @@
 /// @file How long a block takes on GPUs, before anything runs: from rates.
 #include <array>
 #include <cstdint>
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <string_view>
 #include <vector>

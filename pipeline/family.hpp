@@ -1,6 +1,6 @@
 #pragma once
 /// @file Model families: from config.json and tensor names to a ModelSpec. One file each in pipeline/families/.
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 #include <string_view>
 
 #include "io/checkpoint_reader.hpp"

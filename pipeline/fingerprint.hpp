@@ -1,7 +1,7 @@
 #pragma once
 /// @file What a run's result depends on, as JSON: a rerun continues only what has the same.
 #include <filesystem>
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 

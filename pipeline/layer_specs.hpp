@@ -2,7 +2,7 @@
 /// @file Which linear is quantized how: the run's settings, changed for some linears by what the user asked.
 #include <cstdint>
 #include <map>
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <vector>

@@ -1,6 +1,6 @@
 #pragma once
 /// @file README.md of an artifact: what it is, how it was made, how to load it.
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 

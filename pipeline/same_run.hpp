@@ -2,7 +2,7 @@
 /// @file All ranks of a job make the same run: nodes may differ in programs, libraries, CPUs and local copies of a
 /// model.
 #include <functional>
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 
 #include "comm/world.hpp"

@@ -2,7 +2,7 @@
 /// @file The formats of artifacts: which there are, and how each holds a quantized linear.
 #include <cstdint>
 #include <memory>
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <string_view>

@@ -1,7 +1,7 @@
 #pragma once
 /// @file The files of an artifact besides its weights.
 #include <filesystem>
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <set>
 #include <string>

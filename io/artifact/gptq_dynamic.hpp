@@ -1,7 +1,7 @@
 #pragma once
 /// @file What a GPTQ checkpoint's quantization_config says of single modules ("dynamic").
 #include <cstdint>
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <utility>

@@ -1,7 +1,7 @@
 #pragma once
 /// @file A model folder's tokenizer as llama.cpp wants it: tokenizer.ggml.* and the chat template.
 #include <filesystem>
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 
 #include "io/gguf/gguf_file.hpp"
 

@@ -20,7 +20,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::string_view part_name = "decoder";
+constexpr std::string_view decoder_part = "decoder";
 
 class Blanks final : public Decoder {
  public:
@@ -157,28 +157,28 @@ class DecoderSequence final : public Decoder {
 };
 
 std::unique_ptr<Decoder> read_step(const json& part, std::string_view where) {
-  const auto type = type_of(part, part_name, where);
-  const auto place = fmt::format("{}: {}", where, part_name);
+  const auto type = type_of(part, decoder_part, where);
+  const auto place = fmt::format("{}: {}", where, decoder_part);
   if (type == "ByteLevel") {
-    check_members(part, {"type", "add_prefix_space", "trim_offsets", "use_regex"}, part_name, where);
+    check_members(part, {"type", "add_prefix_space", "trim_offsets", "use_regex"}, decoder_part, where);
     return std::make_unique<ByteLevelText>();
   }
   if (type == "ByteFallback" || type == "Fuse") {
-    check_members(part, {"type"}, part_name, where);
+    check_members(part, {"type"}, decoder_part, where);
     if (type == "Fuse") {
       return std::make_unique<Fuse>();
     }
     return std::make_unique<ByteFallback>();
   }
   if (type == "Metaspace") {
-    return std::make_unique<MetaspaceText>(read_metaspace(part, part_name, where));
+    return std::make_unique<MetaspaceText>(read_metaspace(part, decoder_part, where));
   }
   if (type == "Replace") {
-    check_members(part, {"type", "pattern", "content"}, part_name, where);
+    check_members(part, {"type", "pattern", "content"}, decoder_part, where);
     return std::make_unique<ReplaceText>(get_pattern(part, place), get<std::string>(part, "content", place));
   }
   if (type == "Strip") {
-    check_members(part, {"type", "content", "start", "stop"}, part_name, where);
+    check_members(part, {"type", "content", "start", "stop"}, decoder_part, where);
     std::string content;
     append_utf8(content, get_character(part, "content", place));
     const auto start = get<std::int64_t>(part, "start", place);
@@ -189,7 +189,7 @@ std::unique_ptr<Decoder> read_step(const json& part, std::string_view where) {
     return std::make_unique<StripText>(std::move(content), start, stop);
   }
   if (type == "Sequence") {
-    check_members(part, {"type", "decoders"}, part_name, where);
+    check_members(part, {"type", "decoders"}, decoder_part, where);
     std::vector<std::unique_ptr<Decoder>> steps;
     for (const auto& step : get<std::vector<json>>(part, "decoders", place)) {
       steps.push_back(read_step(step, where));

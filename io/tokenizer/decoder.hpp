@@ -1,7 +1,7 @@
 #pragma once
 /// @file From tokens back to text: tokenizer.json's "decoder".
 #include <memory>
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <string_view>
 #include <vector>

@@ -1,7 +1,7 @@
 #pragma once
 /// @file What the readers of tokenizer.json's parts share.
 #include <initializer_list>
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <string_view>
 

@@ -1,6 +1,6 @@
 #pragma once
 /// @file Metaspace: blanks written as a visible character, "▁" (U+2581).
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <string_view>
 

@@ -1,7 +1,7 @@
 #pragma once
 /// @file What is done to a text before it is cut: tokenizer.json's "normalizer".
 #include <memory>
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <string_view>
 

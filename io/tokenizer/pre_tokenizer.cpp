@@ -20,7 +20,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::string_view part_name = "pre_tokenizer";
+constexpr std::string_view pre_tokenizer_part = "pre_tokenizer";
 
 /// GPT-2's, which ByteLevel has built in.
 constexpr std::string_view gpt2_words = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
@@ -97,8 +97,8 @@ class MetaspaceWords final : public PreTokenizer {
 };
 
 void read_step(const json& part, std::string_view where, PreTokenizers& result) {
-  const auto type = type_of(part, part_name, where);
-  const auto place = fmt::format("{}: {}", where, part_name);
+  const auto type = type_of(part, pre_tokenizer_part, where);
+  const auto place = fmt::format("{}: {}", where, pre_tokenizer_part);
   if (type == "null") {
     return;
   }
@@ -106,19 +106,19 @@ void read_step(const json& part, std::string_view where, PreTokenizers& result) 
     fail_unsupported(where, fmt::format("pre_tokenizer of type {} behind ByteLevel", type), "ByteLevel at the end");
   }
   if (type == "ByteLevel") {
-    check_members(part, {"type", "add_prefix_space", "trim_offsets", "use_regex"}, part_name, where);
+    check_members(part, {"type", "add_prefix_space", "trim_offsets", "use_regex"}, pre_tokenizer_part, where);
     // Files of before 2022 do not say use_regex.
     result.steps.push_back(std::make_unique<ByteLevelWords>(get<bool>(part, "add_prefix_space", place),
                                                             get_or<bool>(part, "use_regex", true, place)));
     result.byte_level = true;
   } else if (type == "Digits") {
-    check_members(part, {"type", "individual_digits"}, part_name, where);
+    check_members(part, {"type", "individual_digits"}, pre_tokenizer_part, where);
     const bool individual = get<bool>(part, "individual_digits", place);
     result.steps.push_back(
         std::make_unique<Splitter>(Regex(fmt::format("[{}]{}", numeric_members(), individual ? "" : "+"), "Digits"),
                                    SplitBehavior::isolated, false));
   } else if (type == "Split") {
-    check_members(part, {"type", "pattern", "behavior", "invert"}, part_name, where);
+    check_members(part, {"type", "pattern", "behavior", "invert"}, pre_tokenizer_part, where);
     const auto name = get<std::string>(part, "behavior", place);
     const auto behavior = split_behavior(name);
     if (!behavior) {
@@ -128,14 +128,14 @@ void read_step(const json& part, std::string_view where, PreTokenizers& result) 
     result.steps.push_back(
         std::make_unique<Splitter>(get_pattern(part, place), *behavior, get<bool>(part, "invert", place)));
   } else if (type == "Metaspace") {
-    auto settings = read_metaspace(part, part_name, where);
+    auto settings = read_metaspace(part, pre_tokenizer_part, where);
     if (settings.prepend == Metaspace::Prepend::first) {
       result.asks_who_comes_first = true;
       result.cuts_before_asking = result.cuts_before_asking || !result.steps.empty();
     }
     result.steps.push_back(std::make_unique<MetaspaceWords>(std::move(settings)));
   } else if (type == "Sequence") {
-    check_members(part, {"type", "pretokenizers"}, part_name, where);
+    check_members(part, {"type", "pretokenizers"}, pre_tokenizer_part, where);
     for (const auto& step : get<std::vector<json>>(part, "pretokenizers", place)) {
       read_step(step, where, result);
     }

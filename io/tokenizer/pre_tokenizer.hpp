@@ -2,7 +2,7 @@
 /// @file How a text is cut into words before the model: tokenizer.json's "pre_tokenizer".
 #include <functional>
 #include <memory>
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 #include <string_view>
 #include <vector>
 

@@ -30,7 +30,7 @@ using sentencepiece::SentencePieceProcessor;
 
 constexpr std::int64_t most_model_bytes = std::int64_t{256} << 20;
 /// The library takes some 150 bytes a byte of text.
-constexpr std::size_t longest_part = std::size_t{16} << 20;
+constexpr std::size_t largest_part = std::size_t{16} << 20;
 constexpr char32_t blank_mark = U'\u2581';
 
 /// What decides how a model treats text, of its trainer_spec and normalizer_spec.
@@ -148,12 +148,12 @@ class Model {
   }
 
   static void encode_part(std::string_view part, const SentencePieceProcessor& model, std::vector<std::int32_t>& ids) {
-    if (part.size() > longest_part) {
+    if (part.size() > largest_part) {
       throw Error(
           ErrorKind::input,
           fmt::format("a word of {} bytes: the sentencepiece library gets at most {} MiB at once; break the text "
                       "up with blanks or line ends",
-                      part.size(), longest_part >> 20));
+                      part.size(), largest_part >> 20));
     }
     std::vector<int> part_ids;
     if (const auto status = model.Encode(part, &part_ids); !status.ok()) {

@@ -2,7 +2,7 @@
 /// @file What surrounds the ids of a text: tokenizer.json's "post_processor".
 #include <cstdint>
 #include <functional>
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 #include <string_view>
 #include <vector>
 

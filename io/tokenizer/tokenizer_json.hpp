@@ -1,7 +1,7 @@
 #pragma once
 /// @file tokenizer.json (Hugging Face tokenizers): what it asks for, as a Tokenizer.
 #include <memory>
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 #include <string_view>
 
 #include "io/tokenizer.hpp"

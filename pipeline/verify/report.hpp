@@ -1,7 +1,7 @@
 #pragma once
 /// @file What verify found out.
 #include <cstdint>
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <vector>

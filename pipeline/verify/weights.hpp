@@ -1,7 +1,7 @@
 #pragma once
 /// @file One packed linear, looked at by itself and beside the weights that it was made from.
 #include <cstdint>
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <span>
 #include <string>

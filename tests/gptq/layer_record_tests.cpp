@@ -1,6 +1,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <nlohmann/json.hpp>
+
 #include "gptq/layer_record.hpp"
 #include "kernels/base/error.hpp"
 

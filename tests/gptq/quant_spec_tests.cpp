@@ -3,26 +3,17 @@
 
 #include <functional>
 #include <limits>
+#include <nlohmann/json.hpp>
 
 #include "gptq/quant_spec.hpp"
+#include "tests/gptq/error_of.hpp"
 
 namespace gptqd::gptq {
 namespace {
 
+using test::error_of;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
-
-/// The Error that `body` throws; fails the test if it throws none.
-template <class Body>
-Error error_of(Body&& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    return error;
-  }
-  ADD_FAILURE() << "no Error was thrown";
-  return Error(ErrorKind::internal, "");
-}
 
 struct Refusal {
   const char* name;

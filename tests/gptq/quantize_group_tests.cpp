@@ -6,12 +6,14 @@
 #include <set>
 
 #include "comm/tree_sum.hpp"
+#include "tests/gptq/error_of.hpp"
 #include "tests/gptq/support.hpp"
 #include "tests/reference/gptq.hpp"
 
 namespace gptqd::gptq {
 namespace {
 
+using test::error_of;
 using test::HostLinear;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
@@ -433,18 +435,6 @@ TEST_F(QuantizeGroupTest, AnIndefiniteHessianFallsBackToRoundToNearest) {
     EXPECT_FALSE(got.layer_record.loss.has_value());
     EXPECT_EQ(got.packed, rounded.packed) << name_of(order);
   }
-}
-
-/// The Error of a call that has to fail.
-template <class Body>
-Error error_of(Body&& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    return error;
-  }
-  ADD_FAILURE() << "no Error was thrown";
-  return Error(ErrorKind::internal, "");
 }
 
 TEST_F(QuantizeGroupTest, NonFiniteActivationsNameLayerAndSample) {

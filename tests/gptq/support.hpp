@@ -2,6 +2,7 @@
 /// @file Random layers and unpacked results.
 #include <algorithm>
 #include <cstdint>
+#include <nlohmann/json.hpp>
 #include <random>
 #include <span>
 #include <string>

@@ -82,31 +82,31 @@ TEST(ReadJson, RefusesMissingAndLargeFiles) {
   EXPECT_THAT(large.message(), AllOf(HasSubstr("9 bytes"), HasSubstr("8")));
 }
 
-const json sample = json::parse(R"({"i": 7, "f": 0.5, "whole": 4096.0, "s": "x", "b": true, "n": null,
+const json values = json::parse(R"({"i": 7, "f": 0.5, "whole": 4096.0, "s": "x", "b": true, "n": null,
                                     "v": [1, 2], "nested": [[1], ["two"]], "big": 18446744073709551615, "neg": -1})");
 
 TEST(Get, ReadsEveryType) {
-  EXPECT_EQ(get<std::int64_t>(sample, "i", "c"), 7);
-  EXPECT_EQ(get<int>(sample, "whole", "c"), 4096);
-  EXPECT_EQ(get<double>(sample, "i", "c"), 7.0);
-  EXPECT_EQ(get<float>(sample, "f", "c"), 0.5f);
-  EXPECT_EQ(get<std::string>(sample, "s", "c"), "x");
-  EXPECT_TRUE(get<bool>(sample, "b", "c"));
-  EXPECT_EQ(get<std::vector<int>>(sample, "v", "c"), (std::vector{1, 2}));
-  EXPECT_EQ(get<json>(sample, "v", "c"), (json{1, 2}));
-  EXPECT_EQ(get<std::uint8_t>(sample, "i", "c"), 7);
+  EXPECT_EQ(get<std::int64_t>(values, "i", "c"), 7);
+  EXPECT_EQ(get<int>(values, "whole", "c"), 4096);
+  EXPECT_EQ(get<double>(values, "i", "c"), 7.0);
+  EXPECT_EQ(get<float>(values, "f", "c"), 0.5f);
+  EXPECT_EQ(get<std::string>(values, "s", "c"), "x");
+  EXPECT_TRUE(get<bool>(values, "b", "c"));
+  EXPECT_EQ(get<std::vector<int>>(values, "v", "c"), (std::vector{1, 2}));
+  EXPECT_EQ(get<json>(values, "v", "c"), (json{1, 2}));
+  EXPECT_EQ(get<std::uint8_t>(values, "i", "c"), 7);
 }
 
 TEST(GetOr, TakesTheFallbackForMissingAndNullAlone) {
-  EXPECT_EQ(get_or<int>(sample, "none", 3, "c"), 3);
-  EXPECT_EQ(get_or<int>(sample, "n", 3, "c"), 3);
-  EXPECT_EQ(get_or<int>(sample, "i", 3, "c"), 7);
-  EXPECT_EQ(error_of([] { get_or<int>(sample, "s", 3, "c"); }).kind(), ErrorKind::input);
+  EXPECT_EQ(get_or<int>(values, "none", 3, "c"), 3);
+  EXPECT_EQ(get_or<int>(values, "n", 3, "c"), 3);
+  EXPECT_EQ(get_or<int>(values, "i", 3, "c"), 7);
+  EXPECT_EQ(error_of([] { get_or<int>(values, "s", 3, "c"); }).kind(), ErrorKind::input);
 }
 
 template <class T>
 std::string refusal(const char* key) {
-  const Error error = error_of([key] { get<T>(sample, key, "config.json"); });
+  const Error error = error_of([key] { get<T>(values, key, "config.json"); });
   EXPECT_EQ(error.kind(), ErrorKind::input);
   return error.message();
 }

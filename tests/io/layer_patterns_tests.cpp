@@ -7,12 +7,12 @@
 namespace gptqd::io {
 namespace {
 
-constexpr LayerSettings base{.bits = 4, .group_size = 128};
+constexpr LayerSettings usual{.bits = 4, .group_size = 128};
 constexpr LayerSettings wide{.bits = 8, .group_size = 128};
 
 ArtifactContent content_of(const std::vector<std::vector<std::pair<std::string, LayerSettings>>>& blocks) {
   ArtifactContent content;
-  content.settings = base;
+  content.settings = usual;
   content.groups_of_block = {{"attn.q", "attn.k", "attn.v"}, {"attn.o"}, {"mlp.gate", "mlp.up"}, {"mlp.down"}};
   for (const auto& block : blocks) {
     auto& layers = content.blocks.emplace_back();
@@ -28,7 +28,7 @@ bool fits(const LayerPattern& pattern, const std::string& name) {
 }
 
 TEST(LayerPatterns, ThereAreNoneWhereAllAreAlike) {
-  auto content = content_of({{{"m.h.0.attn.o", base}, {"m.h.0.mlp.down", base}}});
+  auto content = content_of({{{"m.h.0.attn.o", usual}, {"m.h.0.mlp.down", usual}}});
   content.float_linears = {"lm_head", "project_in"};
   EXPECT_TRUE(layer_patterns(content).empty());
 
@@ -39,7 +39,7 @@ TEST(LayerPatterns, ThereAreNoneWhereAllAreAlike) {
 
 TEST(LayerPatterns, BlocksWithTheSameDifferencesShareOne) {
   const auto patterns = layer_patterns(content_of({{{"m.h.0.attn.o", wide}, {"m.h.0.mlp.down", wide}},
-                                                   {{"m.h.1.attn.o", base}, {"m.h.1.mlp.down", base}},
+                                                   {{"m.h.1.attn.o", usual}, {"m.h.1.mlp.down", usual}},
                                                    {{"m.h.12.attn.o", wide}, {"m.h.12.mlp.down", wide}}}));
 
   ASSERT_EQ(patterns.size(), 1u);

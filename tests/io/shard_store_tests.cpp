@@ -23,7 +23,7 @@ using test::write_text;
 using testing::AllOf;
 using testing::HasSubstr;
 
-BlockShard sample(std::int64_t block) {
+BlockShard sample_shard(std::int64_t block) {
   BlockShard shard;
   shard.block = block;
   shard.fingerprint = "0123456789abcdef";
@@ -60,7 +60,7 @@ std::vector<std::byte> image_of(const BlockShard& shard) {
 }
 
 TEST(ShardImage, HoldsEverythingButTheRun) {
-  const BlockShard shard = sample(12);
+  const BlockShard shard = sample_shard(12);
 
   const BlockShard got = from_image(image_of(shard), "image");
 
@@ -69,7 +69,7 @@ TEST(ShardImage, HoldsEverythingButTheRun) {
 }
 
 TEST(ShardImage, DependsOnTheContentAlone) {
-  BlockShard shard = sample(12);
+  BlockShard shard = sample_shard(12);
   const auto first = image_of(shard);
   const std::vector<std::byte> dirt(first.size() * 2, std::byte{0xa5});  // what the next allocation may find
   shard.run = {{"seconds", 99}};
@@ -81,7 +81,7 @@ TEST(ShardImage, DependsOnTheContentAlone) {
 }
 
 TEST(ShardImage, HoldsNeitherPathNorHost) {
-  const auto image = image_of(sample(12));
+  const auto image = image_of(sample_shard(12));
   const std::string text(reinterpret_cast<const char*>(image.data()), image.size());
 
   EXPECT_EQ(text.find("node7"), std::string::npos);
@@ -102,13 +102,13 @@ TEST(ShardImage, ABlockWithoutQuantizedLayersIsAShardToo) {
 }
 
 TEST(ShardImage, RefusesLayersThatAreNotValid) {
-  BlockShard spoiled = sample(0);
+  BlockShard spoiled = sample_shard(0);
   spoiled.linears[0].scales.pop_back();
-  BlockShard repeated = sample(0);
+  BlockShard repeated = sample_shard(0);
   repeated.linears[1].name = repeated.linears[0].name;
-  BlockShard slash = sample(0);
+  BlockShard slash = sample_shard(0);
   slash.linears[0].name = "a/b";
-  BlockShard huge = sample(0);
+  BlockShard huge = sample_shard(0);
   huge.linears[0].record = std::string(70'000, 'x');
 
   EXPECT_EQ(error_of([&] { to_image(spoiled); }).kind(), ErrorKind::internal);
@@ -130,7 +130,7 @@ TEST(ShardImage, ForeignBytesAreAnInputError) {
 TEST(ShardStore, WritesAndReads) {
   const TemporaryFolder folder;
   const ShardStore store(folder / "work");
-  const BlockShard shard = sample(12);
+  const BlockShard shard = sample_shard(12);
 
   store.write(shard);
 
@@ -147,7 +147,7 @@ TEST(ShardStore, WritesAndReads) {
 TEST(ShardStore, RewritingReplaces) {
   const TemporaryFolder folder;
   const ShardStore store(folder.path());
-  BlockShard shard = sample(1);
+  BlockShard shard = sample_shard(1);
   store.write(shard);
   shard.linears.pop_back();
 
@@ -160,7 +160,7 @@ TEST(ShardStore, WithoutAValidSidecarAShardIsMissing) {
   const TemporaryFolder folder;
   const ShardStore store(folder.path());
   EXPECT_EQ(store.state(5).status, ShardStatus::missing);
-  store.write(sample(5));
+  store.write(sample_shard(5));
 
   write_text(store.sidecar_path(5), "{\"xxh3_128\": ");
   const ShardState cut = store.state(5);
@@ -181,7 +181,7 @@ TEST(ShardStore, WithoutAValidSidecarAShardIsMissing) {
 TEST(ShardStore, ASidecarAloneIsMissing) {
   const TemporaryFolder folder;
   const ShardStore store(folder.path());
-  store.write(sample(5));
+  store.write(sample_shard(5));
 
   fs::remove(store.shard_path(5));
 
@@ -193,7 +193,7 @@ TEST(ShardStore, ASidecarAloneIsMissing) {
 TEST(ShardStore, AnyFlippedBitIsFoundBeforeHdf5SeesTheFile) {
   const TemporaryFolder folder;
   const ShardStore store(folder.path());
-  store.write(sample(2));
+  store.write(sample_shard(2));
   const fs::path path = store.shard_path(2);
   const std::size_t size = fs::file_size(path);
 
@@ -212,7 +212,7 @@ TEST(ShardStore, AnyFlippedBitIsFoundBeforeHdf5SeesTheFile) {
 TEST(ShardStore, ATruncatedShardIsDamaged) {
   const TemporaryFolder folder;
   const ShardStore store(folder.path());
-  store.write(sample(2));
+  store.write(sample_shard(2));
   const auto size = fs::file_size(store.shard_path(2));
 
   fs::resize_file(store.shard_path(2), size - 1);
@@ -225,7 +225,7 @@ TEST(ShardStore, ATruncatedShardIsDamaged) {
 TEST(ShardStore, AShardThatIsMadeAgainIsAbsentUntilItsNewSidecarIsThere) {
   const TemporaryFolder folder;
   const ShardStore store(folder.path());
-  BlockShard shard = sample(2);
+  BlockShard shard = sample_shard(2);
   store.write(shard);
   shard.linears[0].qweight[0] ^= 1u;  // of the same size: a comparison of sizes would not notice
   set_faults("file.create:eio:2");
@@ -240,7 +240,7 @@ TEST(ShardStore, AShardThatIsMadeAgainIsAbsentUntilItsNewSidecarIsThere) {
 TEST(ShardStore, AnErrorOfTheDeviceIsNotTakenForAMissingShard) {
   const TemporaryFolder folder;
   const ShardStore store(folder.path());
-  store.write(sample(2));
+  store.write(sample_shard(2));
   set_faults("file.read:eio");
 
   const Error error = error_of([&] { store.state(2); });
@@ -253,7 +253,7 @@ TEST(ShardStore, AnErrorOfTheDeviceIsNotTakenForAMissingShard) {
 TEST(ShardStore, ARenamedShardIsRefused) {
   const TemporaryFolder folder;
   const ShardStore store(folder.path());
-  store.write(sample(2));
+  store.write(sample_shard(2));
 
   fs::rename(store.shard_path(2), store.shard_path(3));
   fs::rename(store.sidecar_path(2), store.sidecar_path(3));
@@ -264,7 +264,7 @@ TEST(ShardStore, ARenamedShardIsRefused) {
 TEST(ShardStore, StaleTemporariesGoAndNothingElse) {
   const TemporaryFolder folder;
   const ShardStore store(folder.path());
-  store.write(sample(2));
+  store.write(sample_shard(2));
   write_text(folder / "shards/block_00003.h5.tmp", "half");
   write_text(folder / "shards/block_00003.json.tmp", "half");
   write_text(folder / "manifest.json.tmp", "half");
@@ -283,8 +283,8 @@ TEST(ShardStore, TheManifestListsTheShardsAndCanBeRebuilt) {
   const TemporaryFolder folder;
   const ShardStore store(folder.path());
   EXPECT_EQ(store.read_manifest(), std::nullopt);
-  store.write(sample(0));
-  store.write(sample(2));
+  store.write(sample_shard(0));
+  store.write(sample_shard(2));
 
   store.write_manifest(4, {{"model", "opt"}});
   const std::string first = read_text(folder / "manifest.json");
@@ -305,11 +305,11 @@ TEST(ShardStore, TheManifestListsTheShardsAndCanBeRebuilt) {
 TEST(ShardStore, AWriterAndAReaderMayRunAtOnce) {
   const TemporaryFolder folder;
   const ShardStore store(folder.path());
-  store.write(sample(0));
+  store.write(sample_shard(0));
 
   std::thread writer([&] {
     for (std::int64_t block = 1; block < 6; ++block) {
-      store.write(sample(block));
+      store.write(sample_shard(block));
     }
   });
   for (int i = 0; i < 10; ++i) {
@@ -324,7 +324,7 @@ TEST(ShardStore, AFolderThatCannotBeMadeIsAnIoError) {
   const TemporaryFolder folder;
   write_text(folder / "file", "");
 
-  const Error error = error_of([&] { ShardStore(folder / "file/work").write(sample(0)); });
+  const Error error = error_of([&] { ShardStore(folder / "file/work").write(sample_shard(0)); });
 
   EXPECT_EQ(error.kind(), ErrorKind::io);
   EXPECT_THAT(error.message(), HasSubstr("file/work/shards"));

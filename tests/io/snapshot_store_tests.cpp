@@ -15,7 +15,7 @@ using test::write_text;
 using testing::ElementsAre;
 using testing::HasSubstr;
 
-Snapshot sample(std::int64_t leaf, DType dtype = DType::bf16) {
+Snapshot sample_snapshot(std::int64_t leaf, DType dtype = DType::bf16) {
   return {.block = 5,
           .leaf = leaf,
           .fingerprint = "abc",
@@ -48,18 +48,18 @@ class SnapshotStoreTest : public ::testing::Test {
 
 TEST_F(SnapshotStoreTest, GivesBackTheBitsOfAnyType) {
   for (const auto dtype : {DType::bf16, DType::f16, DType::f32}) {
-    write(sample(1, dtype));
+    write(sample_snapshot(1, dtype));
 
-    EXPECT_EQ(read(sample(1, dtype)), content(sample(1, dtype)));
+    EXPECT_EQ(read(sample_snapshot(1, dtype)), content(sample_snapshot(1, dtype)));
   }
 }
 
 TEST_F(SnapshotStoreTest, KnowsItsGenerationsAndWhetherTheyAreWhole) {
   EXPECT_THAT(store_.generations(), ElementsAre());
-  auto later = sample(0);
+  auto later = sample_snapshot(0);
   later.block = 11;
-  write(sample(0));
-  write(sample(1));
+  write(sample_snapshot(0));
+  write(sample_snapshot(1));
   write(later);
 
   EXPECT_THAT(store_.generations(), ElementsAre(11, 5));
@@ -72,13 +72,13 @@ TEST_F(SnapshotStoreTest, KnowsItsGenerationsAndWhetherTheyAreWhole) {
 }
 
 TEST_F(SnapshotStoreTest, AFlippedBitIsFoundByTheChecksum) {
-  write(sample(1));
+  write(sample_snapshot(1));
   const auto path = store_.file(5, 1).path();
   auto text = read_text(path);
   text[text.size() - 9] ^= 4;
   write_text(path, text);
 
-  const Error error = error_of([&] { read(sample(1)); });
+  const Error error = error_of([&] { read(sample_snapshot(1)); });
 
   EXPECT_EQ(error.kind(), ErrorKind::input);
   EXPECT_THAT(error.message(), HasSubstr("damaged"));
@@ -86,19 +86,19 @@ TEST_F(SnapshotStoreTest, AFlippedBitIsFoundByTheChecksum) {
 }
 
 TEST_F(SnapshotStoreTest, AnotherRunsOrAnotherShapeIsRefused) {
-  write(sample(1));
-  auto other_run = sample(1);
+  write(sample_snapshot(1));
+  auto other_run = sample_snapshot(1);
   other_run.fingerprint = "abd";
-  auto other_samples = sample(1);
+  auto other_samples = sample_snapshot(1);
   other_samples.first_sample = 0;
-  auto wider = sample(1);
+  auto wider = sample_snapshot(1);
   wider.hidden = 8;
 
   EXPECT_THAT(error_of([&] { read(other_run); }).message(), HasSubstr("another run's"));
   EXPECT_THAT(error_of([&] { read(other_samples); }).message(), HasSubstr("another run's"));
   EXPECT_THAT(error_of([&] { read(wider); }).message(), HasSubstr("shape [3, 7], expected [3, 8]"));
-  EXPECT_THAT(error_of([&] { read(sample(1, DType::f16)); }).message(), HasSubstr("another run's"));
-  EXPECT_EQ(error_of([&] { read(sample(2)); }).kind(), ErrorKind::input);
+  EXPECT_THAT(error_of([&] { read(sample_snapshot(1, DType::f16)); }).message(), HasSubstr("another run's"));
+  EXPECT_EQ(error_of([&] { read(sample_snapshot(2)); }).kind(), ErrorKind::input);
 }
 
 }  // namespace

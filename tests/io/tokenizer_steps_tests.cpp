@@ -215,15 +215,15 @@ TEST(Decoders, ByteLevelSpellsBytes) {
             " a\u4e2dx y\ufffd");
 }
 
-struct Refusal {
+struct BadStep {
   const char* name;
   const char* part;
   const char* json;
   const char* message;
 
-  friend void PrintTo(const Refusal& refusal, std::ostream* out) { *out << refusal.name; }
+  friend void PrintTo(const BadStep& refusal, std::ostream* out) { *out << refusal.name; }
 };
-class StepRefusal : public testing::TestWithParam<Refusal> {};
+class StepRefusal : public testing::TestWithParam<BadStep> {};
 
 TEST_P(StepRefusal, NamesWhatItRefuses) {
   const auto error = error_of([] {
@@ -246,37 +246,37 @@ TEST_P(StepRefusal, NamesWhatItRefuses) {
 INSTANTIATE_TEST_SUITE_P(
     , StepRefusal,
     testing::Values(
-        Refusal{"Lowercase", "normalizer", R"({"type": "Lowercase"})", "normalizer of type Lowercase is not supported"},
-        Refusal{"ByteLevelNormalizer", "normalizer", R"({"type": "ByteLevel"})", "normalizer of type ByteLevel"},
-        Refusal{"NestedNormalizer", "normalizer", R"({"type": "Sequence", "normalizers": [{"type": "Nmt"}]})",
+        BadStep{"Lowercase", "normalizer", R"({"type": "Lowercase"})", "normalizer of type Lowercase is not supported"},
+        BadStep{"ByteLevelNormalizer", "normalizer", R"({"type": "ByteLevel"})", "normalizer of type ByteLevel"},
+        BadStep{"NestedNormalizer", "normalizer", R"({"type": "Sequence", "normalizers": [{"type": "Nmt"}]})",
                 "type Nmt"},
-        Refusal{"NormalizerSetting", "normalizer", R"({"type": "NFC", "x": 1})", "a setting \"x\""},
-        Refusal{"EmptyString", "normalizer", R"({"type": "Replace", "pattern": {"String": ""}, "content": "x"})",
+        BadStep{"NormalizerSetting", "normalizer", R"({"type": "NFC", "x": 1})", "a setting \"x\""},
+        BadStep{"EmptyString", "normalizer", R"({"type": "Replace", "pattern": {"String": ""}, "content": "x"})",
                 "the string is empty"},
-        Refusal{"TwoPatterns", "normalizer",
+        BadStep{"TwoPatterns", "normalizer",
                 R"({"type": "Replace", "pattern": {"String": "a", "Regex": "b"}, "content": "x"})",
                 "neither one String"},
-        Refusal{"EmptyMatches", "normalizer", R"({"type": "Replace", "pattern": {"Regex": "a*"}, "content": "x"})",
+        BadStep{"EmptyMatches", "normalizer", R"({"type": "Replace", "pattern": {"Regex": "a*"}, "content": "x"})",
                 "may match nothing at all"},
-        Refusal{"BadRegex", "normalizer", R"({"type": "Replace", "pattern": {"Regex": "(a"}, "content": "x"})", "(a"},
-        Refusal{"Whitespace", "pre_tokenizer", R"({"type": "Whitespace"})", "pre_tokenizer of type Whitespace"},
-        Refusal{"BehindByteLevel", "pre_tokenizer",
+        BadStep{"BadRegex", "normalizer", R"({"type": "Replace", "pattern": {"Regex": "(a"}, "content": "x"})", "(a"},
+        BadStep{"Whitespace", "pre_tokenizer", R"({"type": "Whitespace"})", "pre_tokenizer of type Whitespace"},
+        BadStep{"BehindByteLevel", "pre_tokenizer",
                 R"({"type": "Sequence", "pretokenizers": [{"type": "ByteLevel", "add_prefix_space": false},
                     {"type": "Digits", "individual_digits": true}]})",
                 "Digits behind ByteLevel"},
-        Refusal{"Behavior", "pre_tokenizer",
+        BadStep{"Behavior", "pre_tokenizer",
                 R"({"type": "Split", "pattern": {"String": "a"}, "behavior": "isolated", "invert": false})",
                 "behavior \"isolated\""},
-        Refusal{"SplitRegex", "pre_tokenizer",
+        BadStep{"SplitRegex", "pre_tokenizer",
                 R"({"type": "Split", "pattern": {"Regex": "\\h"}, "behavior": "Isolated", "invert": false})",
                 "this escape (\"\\h\""},
-        Refusal{"Replacement", "pre_tokenizer", R"({"type": "Metaspace", "replacement": "ab"})",
+        BadStep{"Replacement", "pre_tokenizer", R"({"type": "Metaspace", "replacement": "ab"})",
                 "expected one character"},
-        Refusal{"PrependScheme", "pre_tokenizer",
+        BadStep{"PrependScheme", "pre_tokenizer",
                 R"({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "last"})", "prepend_scheme \"last\""},
-        Refusal{"WordPiece", "decoder", R"({"type": "WordPiece"})", "decoder of type WordPiece is not supported"},
-        Refusal{"NullInASequence", "decoder", R"({"type": "Sequence", "decoders": [null]})", "decoder of type null"},
-        Refusal{"NegativeStrip", "decoder", R"({"type": "Strip", "content": " ", "start": -1, "stop": 0})",
+        BadStep{"WordPiece", "decoder", R"({"type": "WordPiece"})", "decoder of type WordPiece is not supported"},
+        BadStep{"NullInASequence", "decoder", R"({"type": "Sequence", "decoders": [null]})", "decoder of type null"},
+        BadStep{"NegativeStrip", "decoder", R"({"type": "Strip", "content": " ", "start": -1, "stop": 0})",
                 "start is -1"}),
     [](const auto& info) { return std::string(info.param.name); });
 

@@ -25,10 +25,10 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 using Ids = std::vector<std::int32_t>;
 
-std::filesystem::path golden(const std::string& file = "") {
+std::filesystem::path gpt2_style(const std::string& file = "") {
   return source_path("tests/golden/tokenizers/gpt2-style") / file;
 }
-json golden_json() { return read_json(golden("tokenizer.json")); }
+json golden_json() { return read_json(gpt2_style("tokenizer.json")); }
 
 /// The golden tokenizer with some settings replaced (JSON merge patch: null removes one).
 std::unique_ptr<Tokenizer> patched(const json& patch) {
@@ -213,7 +213,8 @@ TEST(TokenizerSettings, OldFilesNeedNeitherModelTypeNorRegexFlag) {
   const auto tokenizer = tokenizer_from_json(settings, "tokenizer.json");
 
   const std::string text = "In PostgreSQL, a table can inherit from zero or more other tables";
-  EXPECT_EQ(tokenizer->encode(text, SpecialTokens::add), Tokenizer::open(golden())->encode(text, SpecialTokens::add));
+  EXPECT_EQ(tokenizer->encode(text, SpecialTokens::add),
+            Tokenizer::open(gpt2_style())->encode(text, SpecialTokens::add));
 }
 
 TEST(TokenizerSettings, TruncationAndPaddingAreForCallsNotForUs) {
@@ -331,7 +332,7 @@ TEST(AddedTokens, AreDecodedAsTheLibraryDoes) {
 }
 
 TEST(TokenizerTokens, AreSpelledAsInTheVocabulary) {
-  const auto bytes = Tokenizer::open(golden());
+  const auto bytes = Tokenizer::open(gpt2_style());
   const auto pieces = Tokenizer::open(source_path("tests/golden/tokenizers/llama2-style"));
 
   EXPECT_EQ(bytes->token(507), "\u0120he");
@@ -341,7 +342,7 @@ TEST(TokenizerTokens, AreSpelledAsInTheVocabulary) {
 }
 
 TEST(TokenizerThreads, ShareATokenizer) {
-  const auto tokenizer = Tokenizer::open(golden());
+  const auto tokenizer = Tokenizer::open(gpt2_style());
   const auto text = test::read_text(source_path("jobs/demo/eval.txt")).substr(0, 100'000);
   const auto expected = tokenizer->encode(text, SpecialTokens::none);
   std::vector<Ids> results(4);
@@ -360,7 +361,7 @@ TEST(TokenizerThreads, ShareATokenizer) {
 }
 
 TEST(TokenizerDecode, IdsWithoutATokenGiveNothing) {
-  const auto tokenizer = Tokenizer::open(golden());
+  const auto tokenizer = Tokenizer::open(gpt2_style());
 
   EXPECT_EQ(tokenizer->decode(Ids{68, 2848, 50'000, -1, 69}, false), "ab");
   EXPECT_EQ(tokenizer->decode({}, false), "");
@@ -368,21 +369,21 @@ TEST(TokenizerDecode, IdsWithoutATokenGiveNothing) {
 }
 
 TEST(TokenizerEncode, ReadsWhatIsNotUtf8AsReplacementCharacters) {
-  const auto tokenizer = Tokenizer::open(golden());
+  const auto tokenizer = Tokenizer::open(gpt2_style());
   const auto encode = [&](std::string_view text) { return tokenizer->encode(text, SpecialTokens::none); };
 
   EXPECT_EQ(encode("a\xff b\xe4\xb8 \xf0\x9f\x98\x80\xf0\x9f"), encode("a\ufffd b\ufffd \U0001f600\ufffd"));
   EXPECT_EQ(encode("\xed\xa0\x80"), encode("\ufffd\ufffd\ufffd"));
 }
 
-struct Refusal {
+struct BadFile {
   const char* name;
   const char* patch;
   const char* message;
 
-  friend void PrintTo(const Refusal& refusal, std::ostream* out) { *out << refusal.name; }
+  friend void PrintTo(const BadFile& refusal, std::ostream* out) { *out << refusal.name; }
 };
-class TokenizerRefusal : public testing::TestWithParam<Refusal> {};
+class TokenizerRefusal : public testing::TestWithParam<BadFile> {};
 
 TEST_P(TokenizerRefusal, NamesWhatItRefuses) {
   const auto error = error_of([&] { patched(json::parse(GetParam().patch)); });
@@ -395,73 +396,73 @@ TEST_P(TokenizerRefusal, NamesWhatItRefuses) {
 INSTANTIATE_TEST_SUITE_P(
     , TokenizerRefusal,
     testing::Values(
-        Refusal{"Normalizer", R"({"normalizer": {"type": "Lowercase"}})",
+        BadFile{"Normalizer", R"({"normalizer": {"type": "Lowercase"}})",
                 "normalizer of type Lowercase is not supported yet"},
-        Refusal{"PreTokenizer", R"({"pre_tokenizer": {"type": "Whitespace"}})", "pre_tokenizer of type Whitespace"},
-        Refusal{"PreTokenizerWithoutType", R"({"pre_tokenizer": {"type": null}})", "type"},
-        Refusal{"PreTokenizerSetting", R"({"pre_tokenizer": {"behavior": "x"}})",
+        BadFile{"PreTokenizer", R"({"pre_tokenizer": {"type": "Whitespace"}})", "pre_tokenizer of type Whitespace"},
+        BadFile{"PreTokenizerWithoutType", R"({"pre_tokenizer": {"type": null}})", "type"},
+        BadFile{"PreTokenizerSetting", R"({"pre_tokenizer": {"behavior": "x"}})",
                 "pre_tokenizer has a setting \"behavior\""},
-        Refusal{"PreTokenizerValue", R"({"pre_tokenizer": {"add_prefix_space": 1}})", "add_prefix_space"},
-        Refusal{"Decoder", R"({"decoder": {"type": "CTC"}})", "decoder of type CTC is not supported yet"},
-        Refusal{"PostProcessor", R"({"post_processor": {"type": "BertProcessing"}})",
+        BadFile{"PreTokenizerValue", R"({"pre_tokenizer": {"add_prefix_space": 1}})", "add_prefix_space"},
+        BadFile{"Decoder", R"({"decoder": {"type": "CTC"}})", "decoder of type CTC is not supported yet"},
+        BadFile{"PostProcessor", R"({"post_processor": {"type": "BertProcessing"}})",
                 "post_processor of type BertProcessing"},
-        Refusal{
+        BadFile{
             "TwoTemplates",
             R"({"post_processor": {"type": "Sequence", "single": null, "pair": null, "special_tokens": null, "processors": [
           {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A"}}], "special_tokens": {}},
           {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A"}}], "special_tokens": {}}]}})",
             "two templates"},
-        Refusal{"TemplateWithoutText", R"({"post_processor": {"single": []}})", "the text 0 times, expected once"},
-        Refusal{"TemplateTextB", R"({"post_processor": {"single": [{"Sequence": {"id": "B"}}]}})",
+        BadFile{"TemplateWithoutText", R"({"post_processor": {"single": []}})", "the text 0 times, expected once"},
+        BadFile{"TemplateTextB", R"({"post_processor": {"single": [{"Sequence": {"id": "B"}}]}})",
                 "the sequence A, got B"},
-        Refusal{"TemplateUnknownToken", R"({"post_processor": {"single": [{"SpecialToken": {"id": "<x>"}}]}})", "<x>"},
-        Refusal{"TemplateUnknownId", R"({"post_processor": {"special_tokens": {"</s>": {"ids": [9999]}}}})",
+        BadFile{"TemplateUnknownToken", R"({"post_processor": {"single": [{"SpecialToken": {"id": "<x>"}}]}})", "<x>"},
+        BadFile{"TemplateUnknownId", R"({"post_processor": {"special_tokens": {"</s>": {"ids": [9999]}}}})",
                 "9999, which no token"},
-        Refusal{"TemplatePiece", R"({"post_processor": {"single": [{"Text": "A"}]}})", "a setting \"Text\""},
-        Refusal{"TemplateEmptyPiece", R"({"post_processor": {"single": [{}]}})", "neither"},
-        Refusal{"Version", R"({"version": "2.0"})", "version 2.0 is not supported yet"},
-        Refusal{"TopLevelSetting", R"({"postprocess": {}})", "a setting \"postprocess\""},
-        Refusal{"NoModel", R"({"model": null})", "model is null"},
-        Refusal{"ModelType", R"({"model": {"type": "Unigram"}})", "model of type Unigram is not supported yet"},
-        Refusal{"ModelSetting", R"({"model": {"max_input_chars_per_word": 5}})", "model has a setting"},
-        Refusal{"Dropout", R"({"model": {"dropout": 0.1}})", "model.dropout other than 0"},
-        Refusal{"SubwordPrefix", R"({"model": {"continuing_subword_prefix": "##"}})",
+        BadFile{"TemplatePiece", R"({"post_processor": {"single": [{"Text": "A"}]}})", "a setting \"Text\""},
+        BadFile{"TemplateEmptyPiece", R"({"post_processor": {"single": [{}]}})", "neither"},
+        BadFile{"Version", R"({"version": "2.0"})", "version 2.0 is not supported yet"},
+        BadFile{"TopLevelSetting", R"({"postprocess": {}})", "a setting \"postprocess\""},
+        BadFile{"NoModel", R"({"model": null})", "model is null"},
+        BadFile{"ModelType", R"({"model": {"type": "Unigram"}})", "model of type Unigram is not supported yet"},
+        BadFile{"ModelSetting", R"({"model": {"max_input_chars_per_word": 5}})", "model has a setting"},
+        BadFile{"Dropout", R"({"model": {"dropout": 0.1}})", "model.dropout other than 0"},
+        BadFile{"SubwordPrefix", R"({"model": {"continuing_subword_prefix": "##"}})",
                 "continuing_subword_prefix \"##\""},
-        Refusal{"WordSuffix", R"({"model": {"end_of_word_suffix": "</w>"}})", "end_of_word_suffix \"</w>\""},
-        Refusal{"NoVocabulary", R"({"model": {"vocab": null}})", "no \"vocab\""},
-        Refusal{"DuplicatedId", R"({"model": {"vocab": {"new": 5}}})", "both have the id 5"},
-        Refusal{"NegativeId", R"({"model": {"vocab": {"new": -5}}})", "ids start at 0"},
-        Refusal{"HugeId", R"({"model": {"vocab": {"new": 2147483648}}})", "new"},
-        Refusal{"IdThatIsNoNumber", R"({"model": {"vocab": {"new": "7"}}})", "new"},
-        Refusal{"NoMerges", R"({"model": {"merges": null}})", "no \"merges\""},
-        Refusal{"MergeOfUnknown", R"({"model": {"merges": ["qqq u"]}})", "the left part \"qqq\" is not in model.vocab"},
-        Refusal{"MergeWithUnknown", R"({"model": {"merges": ["a qqq"]}})",
+        BadFile{"WordSuffix", R"({"model": {"end_of_word_suffix": "</w>"}})", "end_of_word_suffix \"</w>\""},
+        BadFile{"NoVocabulary", R"({"model": {"vocab": null}})", "no \"vocab\""},
+        BadFile{"DuplicatedId", R"({"model": {"vocab": {"new": 5}}})", "both have the id 5"},
+        BadFile{"NegativeId", R"({"model": {"vocab": {"new": -5}}})", "ids start at 0"},
+        BadFile{"HugeId", R"({"model": {"vocab": {"new": 2147483648}}})", "new"},
+        BadFile{"IdThatIsNoNumber", R"({"model": {"vocab": {"new": "7"}}})", "new"},
+        BadFile{"NoMerges", R"({"model": {"merges": null}})", "no \"merges\""},
+        BadFile{"MergeOfUnknown", R"({"model": {"merges": ["qqq u"]}})", "the left part \"qqq\" is not in model.vocab"},
+        BadFile{"MergeWithUnknown", R"({"model": {"merges": ["a qqq"]}})",
                 "the right part \"qqq\" is not in model.vocab"},
-        Refusal{"MergeToUnknown", R"({"model": {"merges": [["q", "Q"]]}})", "the result \"qQ\" is not in model.vocab"},
-        Refusal{"MergeOfThree", R"({"model": {"merges": ["a b c"]}})", "model.merges[0] is \"a b c\""},
-        Refusal{"MergeOfNothing", R"({"model": {"merges": ["a b", 7]}})", "model.merges"},
-        Refusal{
+        BadFile{"MergeToUnknown", R"({"model": {"merges": [["q", "Q"]]}})", "the result \"qQ\" is not in model.vocab"},
+        BadFile{"MergeOfThree", R"({"model": {"merges": ["a b c"]}})", "model.merges[0] is \"a b c\""},
+        BadFile{"MergeOfNothing", R"({"model": {"merges": ["a b", 7]}})", "model.merges"},
+        BadFile{
             "AddedTokenAtOtherId",
             R"({"added_tokens": [{"id": 2848, "content": "</s>", "single_word": false, "lstrip": false, "rstrip": false,
           "normalized": false, "special": true}]})",
             "\"</s>\" has the id 2848 here, but Hugging Face tokenizers reads it as 2, its id in model.vocab"},
-        Refusal{
+        BadFile{
             "AddedTokenAtTakenId",
             R"({"added_tokens": [{"id": 7, "content": "<new>", "single_word": false, "lstrip": false, "rstrip": false,
           "normalized": false, "special": true}]})",
             "has the id 7 here, but Hugging Face tokenizers reads it as 2848, the next id"},
-        Refusal{
+        BadFile{
             "AddedTokenBehindAHole",
             R"({"added_tokens": [{"id": 2900, "content": "<new>", "single_word": false, "lstrip": false, "rstrip": false,
           "normalized": false, "special": true}]})",
             "reads it as 2848"},
-        Refusal{"EmptyAddedToken",
+        BadFile{"EmptyAddedToken",
                 R"({"added_tokens": [{"id": 2848, "content": "", "single_word": false, "lstrip": false, "rstrip": false,
           "normalized": false, "special": true}]})",
                 "content is empty"},
-        Refusal{"AddedTokenSetting", R"({"added_tokens": [{"id": 2848, "content": "x", "fuzzy": true}]})",
+        BadFile{"AddedTokenSetting", R"({"added_tokens": [{"id": 2848, "content": "x", "fuzzy": true}]})",
                 "a setting \"fuzzy\""},
-        Refusal{"AddedTokensNoList", R"({"added_tokens": {}})", "added_tokens is object"}),
+        BadFile{"AddedTokensNoList", R"({"added_tokens": {}})", "added_tokens is object"}),
     [](const auto& info) { return std::string(info.param.name); });
 
 TEST(TokenizerRefusals, AddedTokenTwice) {

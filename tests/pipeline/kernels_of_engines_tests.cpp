@@ -24,7 +24,7 @@ EngineTensor tensor(const std::function<void(EngineTensor&)>& change = [](Engine
   return tensor;
 }
 
-struct Row {
+struct EngineRow {
   std::string name;
   EngineTensor tensor;
   std::vector<EngineKernel> refused;
@@ -33,7 +33,7 @@ struct Row {
 
 TEST(EngineKernels, TakeWhatTheirSourcesSay) {
   using enum EngineKernel;
-  const std::vector<Row> rows{
+  const std::vector<EngineRow> rows{
       {"plain", tensor(), {}},
       {"8 bits", tensor([](auto& t) { t.settings.bits = 8; }), {exllama_v2}},
       {"3 bits", tensor([](auto& t) { t.settings.bits = 3; }), {marlin, machete, exllama, exllama_v2, triton}},
@@ -111,7 +111,7 @@ TEST(EngineKernels, TakeWhatTheirSourcesSay) {
   }
 }
 
-ModelSpec model_of(const std::string& folder) {
+ModelSpec golden_model(const std::string& folder) {
   const auto path = gptqd::test::source_path("tests/golden/models/" + folder);
   return describe_model(io::read_json(path / "config.json"), *io::CheckpointReader::open(path));
 }
@@ -119,7 +119,7 @@ ModelSpec model_of(const std::string& folder) {
 /// hidden 64, 4 heads of 16 and 2 kv heads, intermediate 112.
 TensorParallel split_gqa(int size, const io::LayerSettings& settings) {
   return split(
-      model_of("llama-gqa-rope3"), io::ArtifactFormat::gptq,
+      golden_model("llama-gqa-rope3"), io::ArtifactFormat::gptq,
       [&](const std::string&) { return std::optional(settings); }, size);
 }
 
@@ -158,7 +158,7 @@ TEST(TensorParallel, AnObstacleOfEveryBlockIsSaidOnce) {
 
 TEST(TensorParallel, LinearsThatStayFloatAreNoObstacle) {
   const auto got = split(
-      model_of("llama-gqa-rope3"), io::ArtifactFormat::gptq,
+      golden_model("llama-gqa-rope3"), io::ArtifactFormat::gptq,
       [](const std::string& module) {
         return module.ends_with("down_proj") ? std::nullopt
                                              : std::optional(io::LayerSettings{.bits = 4, .group_size = 16});

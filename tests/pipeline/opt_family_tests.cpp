@@ -157,14 +157,14 @@ TEST(OptFamily, TheDtypeIsThatOfTheWeights) {
   EXPECT_EQ(model.dtype, DType::bf16);
 }
 
-struct Refusal {
+struct RefusedModel {
   std::string name;
   std::function<void(HostModel&)> change;
   std::vector<std::string> words;
 };
-void PrintTo(const Refusal& refusal, std::ostream* out) { *out << refusal.name; }
+void PrintTo(const RefusedModel& refusal, std::ostream* out) { *out << refusal.name; }
 
-class OptFamilyRefuses : public ::testing::TestWithParam<Refusal> {};
+class OptFamilyRefuses : public ::testing::TestWithParam<RefusedModel> {};
 
 TEST_P(OptFamilyRefuses, WhatItDoesNotDoByName) {
   const Error error = error_of([&] { describe_copy(GetParam().change); });
@@ -180,7 +180,7 @@ HostModel& set(HostModel& model, const char* key, const nlohmann::json& value) {
   return model;
 }
 
-const std::vector<Refusal> refusals{
+const std::vector<RefusedModel> refused_models{
     {"gelu", [](HostModel& m) { set(m, "activation_function", "gelu"); }, {"activation_function", "gelu", "relu"}},
     {"norms_without_weights",
      [](HostModel& m) { set(m, "layer_norm_elementwise_affine", false); },
@@ -228,7 +228,7 @@ const std::vector<Refusal> refusals{
      {"fc1.weight", "I16"}},
 };
 
-INSTANTIATE_TEST_SUITE_P(All, OptFamilyRefuses, ::testing::ValuesIn(refusals),
+INSTANTIATE_TEST_SUITE_P(All, OptFamilyRefuses, ::testing::ValuesIn(refused_models),
                          [](const auto& info) { return info.param.name; });
 
 }  // namespace
