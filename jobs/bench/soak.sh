@@ -44,6 +44,27 @@ pid_of_rank() { # LAUNCHER RANK RANKS
   done
 }
 
+# Waits for the end of a run; its exit status in $status. Where a rank dies while it connects, mpirun may lock itself up
+# when all ranks are gone (Open MPI 4.1, in PMIx_server_finalize): it is killed, and that is said.
+wait_for() { # LAUNCHER RANKS
+  local tenths
+  for ((tenths = 0; tenths < 1200; ++tenths)); do
+    kill -0 "$1" || break
+    sleep 0.1
+  done 2>/dev/null
+  if kill -0 "$1" 2>/dev/null; then
+    if (($2 == 1)) || pgrep --parent "$1" --runstates D,R,S >/dev/null; then
+      cat "$folder/log" >&2
+      echo "a run on $2 rank(s) does not end" >&2
+      exit 1
+    fi
+    echo "mpirun does not end, though all ranks are gone: killed"
+    kill -KILL "$1"
+  fi
+  status=0
+  { wait "$1" || status=$?; } 2>/dev/null
+}
+
 milliseconds() { echo $(($(date +%s%N) / 1000000)); }
 
 undisturbed() { # RANKS OUT
@@ -92,8 +113,7 @@ while ((killed < wanted)); do
     pid=$(pid_of_rank "$launcher" "$rank" "$ranks")
     [[ -z $pid ]] || kill -KILL "$pid" 2>/dev/null || true
   fi
-  status=0
-  { wait "$launcher" || status=$?; } 2>/dev/null
+  wait_for "$launcher" "$ranks"
   if ((status == 0)) || grep -q 'has to be numbers\|there is no point' "$folder/log"; then
     rm -rf "$out" "$out.work"
     continue
