@@ -168,6 +168,8 @@ class GroupQuantizer {
   void round_rows(const DeviceOrder& order);
   void solve_rows();
   void gather_results();
+  /// Each linear's own codes and grids; the records are still to come.
+  std::vector<QuantizedLinear> split_results();
   std::vector<RowStatistics> gather_statistics(std::span<const RowStatistics> own) const;
   Buffer part_of(const Buffer& whole, std::int64_t row_bytes, std::int64_t first, std::int64_t rows) const;
   LayerRecord record(const LinearWeight& linear, std::span<const RowStatistics> rows) const;
@@ -194,7 +196,6 @@ class GroupQuantizer {
   Buffer packed_;   // u32 [rows, words]
   Buffer scales_;   // f32 [rows, groups]
   Buffer zeros_;    // u8 [rows, groups]
-  std::vector<RowStatistics> statistics_;
 };
 
 std::vector<QuantizedLinear> GroupQuantizer::run() {
@@ -219,24 +220,15 @@ std::vector<QuantizedLinear> GroupQuantizer::run() {
   }
   solve_rows();
   gather_results();
-
-  std::vector<QuantizedLinear> results;
+  auto results = split_results();
+  // Hosts exchange what was measured of rows while devices exchange codes.
+  const auto statistics = gather_statistics(solver_->statistics());
   std::int64_t first = 0;
-  for (const auto& linear : linears_) {
-    const std::int64_t rows = linear.weight.rows();
-    const auto statistics =
-        std::span(statistics_).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(rows));
-    results.push_back(
-        {.name = linear.name,
-         .rows = rows,
-         .cols = columns_,
-         .groups = groups_,
-         .packed = part_of(packed_, words_ * size_of(DType::u32), first, rows),
-         .scales = part_of(scales_, groups_ * size_of(DType::f32), first, rows),
-         .zeros = part_of(zeros_, groups_, first, rows),
-         .g_idx = upload(team_.backend, team_.stream, std::span<const std::int32_t>(order_.original.group)),
-         .record = record(linear, statistics)});
-    first += rows;
+  for (std::size_t i = 0; i < results.size(); ++i) {
+    const auto rows =
+        std::span(statistics).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(results[i].rows));
+    results[i].record = record(linears_[i], rows);
+    first += results[i].rows;
   }
   end_stage(seconds_.finish);
   const std::chrono::duration<double> seconds = mark_ - start;
@@ -318,7 +310,7 @@ void GroupQuantizer::solve_rows() {
   }
   end_stage(seconds_.solve);
   solver.pack();
-  statistics_ = gather_statistics(solver.statistics(factored ? &*factorization_ : nullptr));
+  solver.start_statistics(factored ? &*factorization_ : nullptr);
 }
 
 void GroupQuantizer::gather_results() {
@@ -332,6 +324,26 @@ void GroupQuantizer::gather_results() {
   gather(packed_, words_ * size_of(DType::u32), "codes");
   gather(scales_, groups_ * size_of(DType::f32), "scales");
   gather(zeros_, groups_, "zeros");
+}
+
+std::vector<QuantizedLinear> GroupQuantizer::split_results() {
+  std::vector<QuantizedLinear> results;
+  std::int64_t first = 0;
+  for (const auto& linear : linears_) {
+    const std::int64_t rows = linear.weight.rows();
+    results.push_back(
+        {.name = linear.name,
+         .rows = rows,
+         .cols = columns_,
+         .groups = groups_,
+         .packed = part_of(packed_, words_ * size_of(DType::u32), first, rows),
+         .scales = part_of(scales_, groups_ * size_of(DType::f32), first, rows),
+         .zeros = part_of(zeros_, groups_, first, rows),
+         .g_idx = upload(team_.backend, team_.stream, std::span<const std::int32_t>(order_.original.group)),
+         .record = {}});
+    first += rows;
+  }
+  return results;
 }
 
 std::vector<RowStatistics> GroupQuantizer::gather_statistics(std::span<const RowStatistics> own) const {

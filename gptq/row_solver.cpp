@@ -254,14 +254,12 @@ void RowSolver::pack() {
       *stream_, {.bits = spec_.bits, .codes = codes(), .position = order_.position(), .packed = places_.packed});
 }
 
-std::vector<RowStatistics> RowSolver::statistics(const Factorization* factorization) {
-  Backend& backend = team_.backend;
-  std::vector<RowStatistics> rows(static_cast<std::size_t>(rows_.count));
+void RowSolver::start_statistics(const Factorization* factorization) {
   if (empty()) {
-    return rows;
+    return;
   }
+  Backend& backend = team_.backend;
   // The solve's own loss is the damped one.
-  Buffer extra;
   RowStatisticsArgs args{.bits = spec_.bits,
                          .delta = matrix(delta_),
                          .codes = codes(),
@@ -273,8 +271,8 @@ std::vector<RowStatistics> RowSolver::statistics(const Factorization* factorizat
                          .min_scale = {},
                          .max_scale = {}};
   if (solved_ && factorization != nullptr) {
-    extra = upload(backend, *stream_, std::span<const double>(factorization->diagonal.extra));
-    args.extra = extra.view<const double, 1>({n_});
+    damping_ = upload(backend, *stream_, std::span<const double>(factorization->diagonal.extra));
+    args.extra = damping_.view<const double, 1>({n_});
   }
   args.damping_share = number_of_rows<double>(measured_, damping_share);
   args.saturated = number_of_rows<std::int32_t>(measured_, saturated);
@@ -283,17 +281,25 @@ std::vector<RowStatistics> RowSolver::statistics(const Factorization* factorizat
   args.max_scale = number_of_rows<float>(measured_, max_scale);
   backend.row_statistics(*stream_, args);
 
-  const Buffer host = backend.allocate_host(measured_.bytes());
-  backend.copy_to_host(*stream_, host.data(), measured_.data(), measured_.bytes());
-  stream_->synchronize();
-  const auto losses = number_of_rows<double>(host, solve_loss);
-  const auto rtn_losses = number_of_rows<double>(host, rtn_loss);
-  const auto norms = number_of_rows<double>(host, weight_norm);
-  const auto shares = number_of_rows<double>(host, damping_share);
-  const auto saturated_codes = number_of_rows<std::int32_t>(host, saturated);
-  const auto infinite = number_of_rows<std::int32_t>(host, non_finite);
-  const auto least = number_of_rows<float>(host, min_scale);
-  const auto largest = number_of_rows<float>(host, max_scale);
+  on_host_ = backend.allocate_host(measured_.bytes());
+  backend.copy_to_host(*stream_, on_host_.data(), measured_.data(), measured_.bytes());
+  fetched_ = stream_->record();
+}
+
+std::vector<RowStatistics> RowSolver::statistics() const {
+  std::vector<RowStatistics> rows(static_cast<std::size_t>(rows_.count));
+  if (empty()) {
+    return rows;
+  }
+  fetched_.synchronize();
+  const auto losses = number_of_rows<double>(on_host_, solve_loss);
+  const auto rtn_losses = number_of_rows<double>(on_host_, rtn_loss);
+  const auto norms = number_of_rows<double>(on_host_, weight_norm);
+  const auto shares = number_of_rows<double>(on_host_, damping_share);
+  const auto saturated_codes = number_of_rows<std::int32_t>(on_host_, saturated);
+  const auto infinite = number_of_rows<std::int32_t>(on_host_, non_finite);
+  const auto least = number_of_rows<float>(on_host_, min_scale);
+  const auto largest = number_of_rows<float>(on_host_, max_scale);
   for (std::int64_t r = 0; r < rows_.count; ++r) {
     const double loss = losses(r) - shares(r);
     rows[static_cast<std::size_t>(r)] = {.loss = loss,

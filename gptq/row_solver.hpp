@@ -69,8 +69,10 @@ class RowSolver {
   void measure(const Factorization& factorization);
   /// Enqueues codes -> places.packed, original order.
   void pack();
-  /// One a row. Blocks the host. @param factorization  null: no losses
-  std::vector<RowStatistics> statistics(const Factorization* factorization);
+  /// Enqueues the measuring of rows and its way to the host. @param factorization  null: no losses
+  void start_statistics(const Factorization* factorization);
+  /// One a row. Blocks the host until what start_statistics() enqueued is there, and no longer.
+  std::vector<RowStatistics> statistics() const;
 
  private:
   /// Rows of one linear that follow one another in this rank's share.
@@ -102,6 +104,9 @@ class RowSolver {
   Buffer baseline_;      // [count, n], of round-to-nearest; empty while that is the result
   Buffer codes_;         // u8 [count, n]
   Buffer measured_;      // what is measured of each row, at the places that row_solver.cpp names
+  Buffer damping_;       // f64 [n], of the factorization
+  Buffer on_host_;       // a copy of measured_
+  Event fetched_;        // it is there
 };
 
 }  // namespace gptqd::gptq

@@ -575,6 +575,7 @@ class StageRun {
         world_.progress().tick();
       }
       store_.write(shard);
+      shard.linears.clear();  // hundreds of megabytes, not in the thread that asks how it went
       world_.count_saved();
       world_.progress().tick();
     });
