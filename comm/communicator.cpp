@@ -21,6 +21,14 @@ Pending Communicator::receive(Stream& stream, void* data, std::int64_t bytes, in
   return exchange(stream, {}, {&message, 1}, what);
 }
 
+void Communicator::all_gather(Stream& stream, std::span<const Gathered> arrays, std::string_view what) {
+  for (const auto& array : arrays) {
+    require(array.parts.size() == static_cast<std::size_t>(size()),
+            fmt::format("{}: {} parts for {} ranks", what, array.parts.size(), size()));
+  }
+  gather_parts(stream, arrays, what);
+}
+
 std::unique_ptr<Communicator> make_communicator(Group& group, Backend& backend) {
   return backend.memory_kind() == MemoryKind::cuda ? make_nccl_communicator(group, backend)
                                                    : make_mpi_communicator(group);

@@ -4,6 +4,7 @@
 #include <memory>
 #include <span>
 #include <string_view>
+#include <vector>
 
 #include "comm/group.hpp"
 #include "kernels/backend.hpp"
@@ -33,6 +34,12 @@ class Pending {
 struct Part {
   std::int64_t offset_bytes = 0;
   std::int64_t bytes = 0;
+};
+
+/// An array that is gathered. Parts: one a rank, the same on all ranks, not overlapping; uneven or empty ones are fine.
+struct Gathered {
+  void* whole = nullptr;
+  std::vector<Part> parts;
 };
 
 /// Messages of an exchange.
@@ -76,16 +83,17 @@ class Communicator {
   Pending send(Stream& stream, const void* data, std::int64_t bytes, int peer, std::string_view what);
   Pending receive(Stream& stream, void* data, std::int64_t bytes, int peer, std::string_view what);
 
-  /// Every rank's part of `whole` to every rank, in place.
-  /// @param parts  one a rank, the same on all ranks, not overlapping; uneven or empty ones are fine
-  /// @throws Error (internal) unless parts.size() == size()
-  virtual void all_gather(Stream& stream, void* whole, std::span<const Part> parts, std::string_view what) = 0;
+  /// Every rank's part of each array to every rank, in place, all at once.
+  /// @throws Error (internal) unless each array has size() parts
+  void all_gather(Stream& stream, std::span<const Gathered> arrays, std::string_view what);
 
   /// Of transfers that are complete.
   virtual TransferTotals totals() = 0;
 
  protected:
   Communicator() = default;
+  /// @pre each array has size() parts
+  virtual void gather_parts(Stream& stream, std::span<const Gathered> arrays, std::string_view what) = 0;
 };
 
 /// Over host memory (the CPU backend's buffers): waits for the stream, then sends. Takes ranks of its own from the

@@ -111,7 +111,8 @@ void wait_until(JobState& job, std::string_view what, Patience patience, const s
     return false;
   };
   auto sleep = std::min(first_sleep, patience.longest_sleep);
-  for (bool finished = done_within(patience.spin); !finished; finished = done_within(patience.burst)) {
+  for (bool finished = done_within(std::max(patience.spin, job.least_spin())); !finished;
+       finished = done_within(patience.burst)) {
     throw_if_failing();
     std::this_thread::sleep_for(sleep);
     sleep = std::min(patience.longest_sleep, sleep + sleep / 4);

@@ -58,6 +58,9 @@ class JobState {
   bool failing() const noexcept { return failing_; }
   /// True for the first caller only: the one who prints the job's last message.
   bool claim_report() noexcept { return !reported_.exchange(true); }
+  /// What every wait polls at least before it sleeps: longer where ranks have cores to spare.
+  void set_least_spin(std::chrono::microseconds spin) noexcept { least_spin_ = spin; }
+  std::chrono::microseconds least_spin() const noexcept { return least_spin_; }
   /// MPI is about to end: what is left of groups and requests has to keep its hands off it.
   void set_closed() noexcept { closed_ = true; }
   bool closed() const noexcept { return closed_; }
@@ -74,6 +77,7 @@ class JobState {
   std::atomic<bool> failing_{false};
   std::atomic<bool> reported_{false};
   std::atomic<bool> closed_{false};
+  std::atomic<std::chrono::microseconds> least_spin_{std::chrono::microseconds{0}};
   mutable std::mutex mutex_;
   int last_id_ = 0;
   std::string activity_;

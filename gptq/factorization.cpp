@@ -97,7 +97,7 @@ DampedDiagonal damp(std::span<const double> diagonal, double damping, const Quan
 
 Factorization factorize(Team& team, const Panels& hessian, std::span<const double> diagonal, const QuantSpec& spec) {
   Factorization result;
-  Panels factor(team, hessian.layout(), spec.solver);
+  Panels factor(team, hessian, spec.solver);
   for (result.damping = spec.damping;; result.damping = std::min(1.0, 10 * result.damping)) {
     result.diagonal = damp(diagonal, result.damping, spec);
     if (factor_panels(team, hessian, result.diagonal.values, factor)) {

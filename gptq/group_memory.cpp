@@ -16,12 +16,13 @@ GroupMemory group_memory(const GroupShape& shape, const QuantSpec& spec, const P
   const auto layout = panel_layout(shape.columns, spec, partition);
   const std::int64_t n = shape.columns;
   const std::int64_t own_rows = rows_of(shape.rank, shape.ranks, shape.rows, partition.row_tile).count;
+  const bool whole = shape.ranks == 1 || n <= partition.whole_columns;
   std::int64_t own = 0;
   std::int64_t largest = 0;
   for (int k = 0; k < layout.count(); ++k) {
     const auto panel = layout.at(k);
     const std::int64_t entries = panel.rows * panel.cols;
-    own += k % shape.ranks == shape.rank ? entries : 0;
+    own += whole || k % shape.ranks == shape.rank ? entries : 0;
     largest = std::max(largest, entries);
   }
   const std::int64_t groups = spec.groups(n);
@@ -32,7 +33,7 @@ GroupMemory group_memory(const GroupShape& shape, const QuantSpec& spec, const P
                      .has_baseline = calibrated && spec.method != Method::rtn};
   if (calibrated) {
     memory.hessian = own * size_of(DType::f32);
-    memory.factor = (own + (shape.ranks > 1 ? 2 * largest : 0)) * solver;
+    memory.factor = (own + (whole ? 0 : 2 * largest)) * solver;
     memory.blocks = spec.clip == Clip::hessian ? n * spec.group_columns(n) * size_of(DType::f32) : 0;
   }
   return memory;

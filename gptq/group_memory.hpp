@@ -17,8 +17,8 @@ struct GroupShape {
 
 /// Bytes of one rank.
 struct GroupMemory {
-  std::int64_t hessian = 0;   ///< H's own panels
-  std::int64_t factor = 0;    ///< L's own panels, and with several ranks two on their way
+  std::int64_t hessian = 0;   ///< H's panels on this rank
+  std::int64_t factor = 0;    ///< L's panels on this rank, and two on their way where it is not whole
   std::int64_t rows = 0;      ///< own rows of W, of their errors, and of the errors of rounding: each so much
   std::int64_t codes = 0;     ///< own rows' codes, a byte each, with what fits their types
   std::int64_t results = 0;   ///< packed codes, scales, zeros of all rows

@@ -31,13 +31,40 @@ PanelLayout panel_layout(std::int64_t columns, const QuantSpec& spec, const Part
 }
 
 Panels::Panels(const Team& team, const PanelLayout& layout, DType dtype)
-    : layout_(layout), dtype_(dtype), rank_(team.communicator.rank()), size_(team.communicator.size()) {
-  own_.resize(static_cast<std::size_t>(count()));
+    : Panels(team, layout, dtype, team.communicator.size() == 1) {}
+
+Panels::Panels(const Team& team, const Panels& like, DType dtype) : Panels(team, like.layout_, dtype, like.whole_) {}
+
+Panels::Panels(const Team& team, const PanelLayout& layout, DType dtype, bool whole)
+    : layout_(layout),
+      dtype_(dtype),
+      rank_(team.communicator.rank()),
+      size_(team.communicator.size()),
+      whole_(whole),
+      own_(static_cast<std::size_t>(layout.count())) {
   for (int k = 0; k < count(); ++k) {
     if (owns(k)) {
       own_[static_cast<std::size_t>(k)] = team.backend.allocate(bytes(k));
     }
   }
+}
+
+void Panels::make_whole(Team& team, std::string_view what) {
+  if (whole_) {
+    return;
+  }
+  std::vector<comm::Pending> pending;
+  for (int k = 0; k < count(); ++k) {
+    auto& panel = own_[static_cast<std::size_t>(k)];
+    if (!owns(k)) {
+      panel = team.backend.allocate(bytes(k));
+    }
+    pending.push_back(team.communicator.broadcast(team.stream, panel.data(), bytes(k), owner(k), what));
+  }
+  for (auto& transfer : pending) {
+    transfer.wait();
+  }
+  whole_ = true;
 }
 
 AnyView<2> Panels::view(int k) const {
@@ -55,7 +82,7 @@ std::int64_t Panels::largest_bytes() const { return std::max(bytes(count() - 1),
 
 PanelExchange::PanelExchange(Team& team, const Panels& panels, std::string_view what)
     : team_(team), panels_(panels), what_(what) {
-  if (team.communicator.size() > 1) {
+  if (!panels.is_whole()) {
     for (auto& slot : slots_) {
       slot = team.backend.allocate(panels.largest_bytes());
     }
@@ -63,7 +90,7 @@ PanelExchange::PanelExchange(Team& team, const Panels& panels, std::string_view 
 }
 
 void PanelExchange::start(int k) {
-  if (team_.communicator.size() == 1) {
+  if (panels_.is_whole()) {
     return;
   }
   const auto slot = static_cast<std::size_t>(k % 2);
@@ -102,6 +129,9 @@ std::vector<double> gather_diagonal(Team& team, const Panels& panels) {
     }
   }
   team.stream.synchronize();
+  if (panels.is_whole()) {
+    return own;
+  }
   const auto parts = team.group.all_gather_bytes(std::as_bytes(std::span(own)), "diagonal of the Hessian");
   std::vector<double> all(own.size());
   for (int k = 0; k < panels.count(); ++k) {

@@ -40,17 +40,24 @@ class PanelLayout {
 /// partition.panel_columns, rounded up to whole blocks of the solve.
 PanelLayout panel_layout(std::int64_t columns, const QuantSpec& spec, const Partition& partition);
 
-/// This rank's panels of a lower triangular or symmetric matrix: panel k lives on rank k mod size.
+/// This rank's panels of a lower triangular or symmetric matrix. Panel k comes from rank k mod size and lives there; of
+/// a matrix that is whole all panels live on every rank.
 class Panels {
  public:
   /// Allocates this rank's panels, contents undefined.
   Panels(const Team& team, const PanelLayout& layout, DType dtype);
+  /// Panels for results of `like`: the same layout, whole where `like` is.
+  Panels(const Team& team, const Panels& like, DType dtype);
+
+  /// Brings all panels to all ranks: the matrix is whole from now on, for work enqueued from now on. Collective.
+  void make_whole(Team& team, std::string_view what);
 
   const PanelLayout& layout() const { return layout_; }
   DType dtype() const { return dtype_; }
   int count() const { return layout_.count(); }
   int owner(int k) const { return k % size_; }
-  bool owns(int k) const { return owner(k) == rank_; }
+  bool is_whole() const { return whole_; }
+  bool owns(int k) const { return whole_ || owner(k) == rank_; }
   /// Panel k, dense. @pre owns(k)
   AnyView<2> view(int k) const;
   std::int64_t bytes(int k) const;
@@ -58,15 +65,18 @@ class Panels {
   std::int64_t largest_bytes() const;
 
  private:
+  Panels(const Team& team, const PanelLayout& layout, DType dtype, bool whole);
+
   PanelLayout layout_;
   DType dtype_;
   int rank_;
   int size_;
-  std::vector<Buffer> own_;  // [count], empty for panels of other ranks
+  bool whole_;
+  std::vector<Buffer> own_;  // [count], empty for panels that live on other ranks
 };
 
 /// Brings panels to all ranks, one ahead of their use. Holds two panels beside the rank's own ones. An owner does not
-/// wait for the ranks that it sends to.
+/// wait for the ranks that it sends to. Panels of a whole matrix are there.
 /// @code
 /// exchange.start(0);
 /// for (int k = 0; k < count; ++k) {
@@ -96,7 +106,8 @@ class PanelExchange {
   std::array<comm::Pending, 2> pending_;
 };
 
-/// The diagonal of a matrix in panels: [n], factor order, on every rank. Collective, blocks the host.
+/// The diagonal of a matrix in panels: [n], factor order, on every rank. Collective unless it is whole, blocks the
+/// host.
 std::vector<double> gather_diagonal(Team& team, const Panels& panels);
 
 }  // namespace gptqd::gptq

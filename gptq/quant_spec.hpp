@@ -64,11 +64,13 @@ Clip clip_from_name(std::string_view name);
 /// longest_hessian_clip_group columns, mse for longer ones, and for round-to-nearest, which then needs no calibration.
 Clip default_clip(Method method, std::int64_t group_size);
 
-/// How a layer is cut, the same at every number of ranks and threads (the cut decides the last bits).
+/// How a layer is cut, the same at every number of ranks and threads (the cut decides the last bits), and which H are
+/// not spread over the ranks, which changes no bit.
 struct Partition {
   int leaves = 8;                    ///< leaves of the summation tree over calibration samples; a power of two
   std::int64_t panel_columns = 768;  ///< width of H's column panels, a multiple of the solve's block
   std::int64_t row_tile = 64;        ///< rows of W one tile of the solve holds
+  std::int64_t whole_columns = 0;    ///< an H of at most so many columns is on every rank: not in to_json()
 
   nlohmann::json to_json() const;
 };

@@ -3,8 +3,8 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
-#include <cstring>
 #include <utility>
 
 #include "gptq/column_order.hpp"
@@ -119,8 +119,7 @@ Buffer gather_blocks(Team& team, const Panels& hessian, const DeviceOrder& order
                                                 .blocks = own.view<float, 3>(shape)});
     }
   }
-  const int size = team.communicator.size();
-  if (size == 1) {
+  if (hessian.is_whole()) {
     return own;
   }
   // Every entry comes from one rank and is zero on the others: any order of additions gives the same bits.
@@ -128,7 +127,7 @@ Buffer gather_blocks(Team& team, const Panels& hessian, const DeviceOrder& order
   backend.fill_zero(team.stream, sum.data(), bytes);
   Buffer received = backend.allocate(bytes);
   const Shape<2> flat{shape[0] * shape[1], shape[2]};
-  for (int root = 0; root < size; ++root) {
+  for (int root = 0; root < team.communicator.size(); ++root) {
     const Buffer& source = root == team.communicator.rank() ? own : received;
     team.communicator.broadcast(team.stream, source.data(), bytes, root, "the Hessian's blocks of groups").wait();
     backend.add(team.stream, {.x = source.any_view<2>(DType::f32, flat), .y = sum.any_view<2>(DType::f32, flat)});
@@ -170,7 +169,6 @@ class GroupQuantizer {
   void gather_results();
   /// Each linear's own codes and grids; the records are still to come.
   std::vector<QuantizedLinear> split_results();
-  std::vector<RowStatistics> gather_statistics(std::span<const RowStatistics> own) const;
   Buffer part_of(const Buffer& whole, std::int64_t row_bytes, std::int64_t first, std::int64_t rows) const;
   LayerRecord record(const LinearWeight& linear, std::span<const RowStatistics> rows) const;
 
@@ -192,10 +190,13 @@ class GroupQuantizer {
   std::vector<std::int32_t> dead_;  // factor order
   Buffer blocks_;                   // of Clip::hessian
   std::optional<RowSolver> solver_;
-  Buffer inverse_;  // of Method::obq
-  Buffer packed_;   // u32 [rows, words]
-  Buffer scales_;   // f32 [rows, groups]
-  Buffer zeros_;    // u8 [rows, groups]
+  Buffer inverse_;   // of Method::obq
+  Buffer packed_;    // u32 [rows, words]
+  Buffer scales_;    // f32 [rows, groups]
+  Buffer zeros_;     // u8 [rows, groups]
+  Buffer measured_;  // of rows, by ranks: RowSolver
+  Buffer on_host_;   // a copy of it
+  Event measured_on_host_;
 };
 
 std::vector<QuantizedLinear> GroupQuantizer::run() {
@@ -221,8 +222,9 @@ std::vector<QuantizedLinear> GroupQuantizer::run() {
   solve_rows();
   gather_results();
   auto results = split_results();
-  // Hosts exchange what was measured of rows while devices exchange codes.
-  const auto statistics = gather_statistics(solver_->statistics());
+  measured_on_host_.synchronize();
+  const bool has_baseline = spec_.method != Method::rtn && factorization_ && factorization_->factor;
+  const auto statistics = statistics_of(on_host_, shares_, has_baseline);
   std::int64_t first = 0;
   for (std::size_t i = 0; i < results.size(); ++i) {
     const auto rows =
@@ -250,7 +252,10 @@ void GroupQuantizer::factor_hessian(HessianSource& source, const DeviceOrder& or
   const auto memory = group_memory(
       {.rows = rows_, .columns = columns_, .ranks = team_.group.size(), .rank = team_.group.rank()}, spec_, partition_,
       /*calibrated=*/true);
-  const Panels hessian = source.panels(layout, order, spec_.solver, memory.room() + hessian_->spare_bytes);
+  Panels hessian = source.panels(layout, order, spec_.solver, memory.room() + hessian_->spare_bytes);
+  if (columns_ <= partition_.whole_columns) {
+    hessian.make_whole(team_, "panels of the Hessian");
+  }
   const auto diagonal = gather_diagonal(team_, hessian);
   source.require_finite(diagonal);
   dead_ = dead_columns(diagonal);
@@ -271,11 +276,13 @@ void GroupQuantizer::round_rows(const DeviceOrder& order) {
   packed_ = team_.backend.allocate(rows_ * words_ * size_of(DType::u32));
   scales_ = team_.backend.allocate(rows_ * groups_ * size_of(DType::f32));
   zeros_ = team_.backend.allocate(rows_ * groups_);
+  measured_ = team_.backend.allocate(rows_ * RowSolver::measured_bytes);
   RowSolver::Places places{
       .scales = scales_.view<float, 2>({rows_, groups_}).slice_rows(own().first, own().count),
       .zeros = zeros_.view<std::uint8_t, 2>({rows_, groups_}).slice_rows(own().first, own().count),
       .packed = packed_.view<std::uint32_t, 2>({rows_, words_}).slice_rows(own().first, own().count),
-      .blocks = {}};
+      .blocks = {},
+      .measured = &measured_};
   if (blocks_) {
     places.blocks = blocks_.view<const float, 3>({groups_, spec_.group_size, spec_.group_size});
   }
@@ -310,20 +317,24 @@ void GroupQuantizer::solve_rows() {
   }
   end_stage(seconds_.solve);
   solver.pack();
-  solver.start_statistics(factored ? &*factorization_ : nullptr);
+  solver.measure_result(factored ? &*factorization_ : nullptr);
 }
 
 void GroupQuantizer::gather_results() {
-  const auto gather = [&](const Buffer& whole, std::int64_t row_bytes, std::string_view what) {
-    std::vector<comm::Part> parts;
+  const auto parts_of = [&](const Buffer& whole, std::int64_t row_bytes) {
+    comm::Gathered array{.whole = whole.data(), .parts = {}};
     for (const auto& share : shares_) {
-      parts.push_back({.offset_bytes = share.first * row_bytes, .bytes = share.count * row_bytes});
+      array.parts.push_back({.offset_bytes = share.first * row_bytes, .bytes = share.count * row_bytes});
     }
-    team_.communicator.all_gather(team_.stream, whole.data(), parts, what);
+    return array;
   };
-  gather(packed_, words_ * size_of(DType::u32), "codes");
-  gather(scales_, groups_ * size_of(DType::f32), "scales");
-  gather(zeros_, groups_, "zeros");
+  const std::array arrays{parts_of(measured_, RowSolver::measured_bytes),
+                          parts_of(packed_, words_ * size_of(DType::u32)),
+                          parts_of(scales_, groups_ * size_of(DType::f32)), parts_of(zeros_, groups_)};
+  team_.communicator.all_gather(team_.stream, arrays, "codes, grids and losses");
+  on_host_ = team_.backend.allocate_host(measured_.bytes());
+  team_.backend.copy_to_host(team_.stream, on_host_.data(), measured_.data(), measured_.bytes());
+  measured_on_host_ = team_.stream.record();
 }
 
 std::vector<QuantizedLinear> GroupQuantizer::split_results() {
@@ -344,20 +355,6 @@ std::vector<QuantizedLinear> GroupQuantizer::split_results() {
     first += rows;
   }
   return results;
-}
-
-std::vector<RowStatistics> GroupQuantizer::gather_statistics(std::span<const RowStatistics> own) const {
-  const auto parts = team_.group.all_gather_bytes(std::as_bytes(own), "losses of rows");
-  std::vector<RowStatistics> all;
-  for (const auto& part : parts) {
-    const std::size_t count = part.size() / sizeof(RowStatistics);
-    all.resize(all.size() + count);
-    if (count > 0) {
-      std::memcpy(all.data() + all.size() - count, part.data(), count * sizeof(RowStatistics));
-    }
-  }
-  require(std::ssize(all) == rows_, "losses of rows: the ranks sent another number of rows");
-  return all;
 }
 
 Buffer GroupQuantizer::part_of(const Buffer& whole, std::int64_t row_bytes, std::int64_t first,

@@ -17,8 +17,8 @@ std::int64_t rows_of_scratch(std::int64_t row_bytes) {
   return std::max<std::int64_t>(1, scratch_bytes / row_bytes);
 }
 
-// What is measured of rows lies in one piece of memory, which is fetched at once: a number of all rows, then the next
-// one. Places are bytes a row; norms and losses are sums, which begin at zero.
+// What is measured of a rank's rows lies in one piece of memory: a number of all rows, then the next one. Places are
+// bytes a row; norms and losses are sums, which begin at zero.
 constexpr std::int64_t solve_loss = 0;  ///< of a GPTQ solve: the damped one
 constexpr std::int64_t rtn_loss = 8;
 constexpr std::int64_t weight_norm = 16;
@@ -27,13 +27,13 @@ constexpr std::int64_t saturated = 32;
 constexpr std::int64_t non_finite = 36;
 constexpr std::int64_t min_scale = 40;
 constexpr std::int64_t max_scale = 44;
-constexpr std::int64_t measured_bytes = 48;
+static_assert(max_scale + sizeof(float) == RowSolver::measured_bytes);
 
 /// [rows]
+/// @param measured  of whose rows
 template <class T>
-TensorView<T, 1> number_of_rows(const Buffer& measured, std::int64_t place) {
-  const std::int64_t rows = measured.bytes() / measured_bytes;
-  return measured.view<T, 1>({rows}, rows * place);
+TensorView<T, 1> number_of_rows(const Buffer& measured, RowRange rows, std::int64_t place) {
+  return measured.view<T, 1>({rows.count}, rows.first * RowSolver::measured_bytes + rows.count * place);
 }
 
 }  // namespace
@@ -42,6 +42,11 @@ RowRange rows_of(int rank, int size, std::int64_t rows, std::int64_t row_tile) {
   const std::int64_t tiles = (rows + row_tile - 1) / row_tile;
   const auto begin = [&](int r) { return std::min(rows, r * tiles / size * row_tile); };
   return {.first = begin(rank), .count = begin(rank + 1) - begin(rank)};
+}
+
+template <class T>
+TensorView<T, 1> RowSolver::own(std::int64_t place) const {
+  return number_of_rows<T>(*places_.measured, rows_, place);
 }
 
 RowSolver::RowSolver(Team& team, Stream& stream, std::span<const LinearWeight> linears, RowRange rows,
@@ -61,8 +66,8 @@ RowSolver::RowSolver(Team& team, Stream& stream, std::span<const LinearWeight> l
   weights_ = team_.backend.allocate(matrix_bytes);
   delta_ = team_.backend.allocate(matrix_bytes);
   codes_ = team_.backend.allocate(rows_.count * n_);
-  measured_ = team_.backend.allocate(rows_.count * measured_bytes);
-  team_.backend.fill_zero(*stream_, measured_.data(), measured_.bytes());
+  auto* const measured = static_cast<std::byte*>(places_.measured->data());
+  team_.backend.fill_zero(*stream_, measured + rows_.first * measured_bytes, rows_.count * measured_bytes);
   std::int64_t begin = 0;  // first stacked row of the linear
   for (const auto& linear : linears) {
     const std::int64_t first = std::max(rows_.first, begin);
@@ -216,10 +221,9 @@ void RowSolver::walk(const Factorization& factorization, bool solving) {
       continue;
     }
     const std::int64_t first = factor.layout().at(k).first;
-    std::vector<NormRows> measured{
-        {.delta = matrix(weights_), .norms = number_of_rows<double>(measured_, weight_norm)}};
+    std::vector<NormRows> measured{{.delta = matrix(weights_), .norms = own<double>(weight_norm)}};
     if (baseline_) {
-      measured.push_back({.delta = matrix(baseline_), .norms = number_of_rows<double>(measured_, rtn_loss)});
+      measured.push_back({.delta = matrix(baseline_), .norms = own<double>(rtn_loss)});
     }
     if (solving) {
       backend.solve_panel(stream, {.grid = spec_.grid(),
@@ -235,10 +239,10 @@ void RowSolver::walk(const Factorization& factorization, bool solving) {
                                    .scales = places_.scales,
                                    .zeros = places_.zeros,
                                    .blocks = places_.blocks,
-                                   .row_loss = number_of_rows<double>(measured_, solve_loss),
+                                   .row_loss = own<double>(solve_loss),
                                    .row_tile = row_tile_});
     } else {
-      measured.push_back({.delta = matrix(delta_), .norms = number_of_rows<double>(measured_, solve_loss)});
+      measured.push_back({.delta = matrix(delta_), .norms = own<double>(solve_loss)});
     }
     backend.weighted_norms(
         stream, {.factor = panel, .first = first, .rows = std::move(measured), .extra = extra, .row_tile = row_tile_});
@@ -254,7 +258,7 @@ void RowSolver::pack() {
       *stream_, {.bits = spec_.bits, .codes = codes(), .position = order_.position(), .packed = places_.packed});
 }
 
-void RowSolver::start_statistics(const Factorization* factorization) {
+void RowSolver::measure_result(const Factorization* factorization) {
   if (empty()) {
     return;
   }
@@ -274,41 +278,35 @@ void RowSolver::start_statistics(const Factorization* factorization) {
     damping_ = upload(backend, *stream_, std::span<const double>(factorization->diagonal.extra));
     args.extra = damping_.view<const double, 1>({n_});
   }
-  args.damping_share = number_of_rows<double>(measured_, damping_share);
-  args.saturated = number_of_rows<std::int32_t>(measured_, saturated);
-  args.non_finite = number_of_rows<std::int32_t>(measured_, non_finite);
-  args.min_scale = number_of_rows<float>(measured_, min_scale);
-  args.max_scale = number_of_rows<float>(measured_, max_scale);
+  args.damping_share = own<double>(damping_share);
+  args.saturated = own<std::int32_t>(saturated);
+  args.non_finite = own<std::int32_t>(non_finite);
+  args.min_scale = own<float>(min_scale);
+  args.max_scale = own<float>(max_scale);
   backend.row_statistics(*stream_, args);
-
-  on_host_ = backend.allocate_host(measured_.bytes());
-  backend.copy_to_host(*stream_, on_host_.data(), measured_.data(), measured_.bytes());
-  fetched_ = stream_->record();
 }
 
-std::vector<RowStatistics> RowSolver::statistics() const {
-  std::vector<RowStatistics> rows(static_cast<std::size_t>(rows_.count));
-  if (empty()) {
-    return rows;
-  }
-  fetched_.synchronize();
-  const auto losses = number_of_rows<double>(on_host_, solve_loss);
-  const auto rtn_losses = number_of_rows<double>(on_host_, rtn_loss);
-  const auto norms = number_of_rows<double>(on_host_, weight_norm);
-  const auto shares = number_of_rows<double>(on_host_, damping_share);
-  const auto saturated_codes = number_of_rows<std::int32_t>(on_host_, saturated);
-  const auto infinite = number_of_rows<std::int32_t>(on_host_, non_finite);
-  const auto least = number_of_rows<float>(on_host_, min_scale);
-  const auto largest = number_of_rows<float>(on_host_, max_scale);
-  for (std::int64_t r = 0; r < rows_.count; ++r) {
-    const double loss = losses(r) - shares(r);
-    rows[static_cast<std::size_t>(r)] = {.loss = loss,
-                                         .rtn_loss = baseline_ ? rtn_losses(r) : loss,
-                                         .weight_norm = norms(r),
-                                         .min_scale = least(r),
-                                         .max_scale = largest(r),
-                                         .saturated_codes = saturated_codes(r),
-                                         .non_finite = infinite(r)};
+std::vector<RowStatistics> statistics_of(const Buffer& measured, std::span<const RowRange> shares, bool has_baseline) {
+  std::vector<RowStatistics> rows;
+  for (const auto& share : shares) {
+    const auto losses = number_of_rows<double>(measured, share, solve_loss);
+    const auto rtn_losses = number_of_rows<double>(measured, share, rtn_loss);
+    const auto norms = number_of_rows<double>(measured, share, weight_norm);
+    const auto shares_of_damping = number_of_rows<double>(measured, share, damping_share);
+    const auto saturated_codes = number_of_rows<std::int32_t>(measured, share, saturated);
+    const auto infinite = number_of_rows<std::int32_t>(measured, share, non_finite);
+    const auto least = number_of_rows<float>(measured, share, min_scale);
+    const auto largest = number_of_rows<float>(measured, share, max_scale);
+    for (std::int64_t r = 0; r < share.count; ++r) {
+      const double loss = losses(r) - shares_of_damping(r);
+      rows.push_back({.loss = loss,
+                      .rtn_loss = has_baseline ? rtn_losses(r) : loss,
+                      .weight_norm = norms(r),
+                      .min_scale = least(r),
+                      .max_scale = largest(r),
+                      .saturated_codes = saturated_codes(r),
+                      .non_finite = infinite(r)});
+    }
   }
   return rows;
 }

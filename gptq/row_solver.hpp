@@ -46,7 +46,9 @@ class RowSolver {
     TensorView<std::uint8_t, 2> zeros;    ///< [count, groups]
     TensorView<std::uint32_t, 2> packed;  ///< [count, cols·bits/32]
     ConstTensorView<float, 3> blocks;     ///< H's blocks of groups for Clip::hessian, else empty
+    const Buffer* measured = nullptr;     ///< what is measured of all ranks' rows, measured_bytes a row
   };
+  static constexpr std::int64_t measured_bytes = 48;
 
   /// Enqueues the gathering of the rows into factor order. The arguments must outlive this.
   /// @param stream  for all work until join()
@@ -69,10 +71,8 @@ class RowSolver {
   void measure(const Factorization& factorization);
   /// Enqueues codes -> places.packed, original order.
   void pack();
-  /// Enqueues the measuring of rows and its way to the host. @param factorization  null: no losses
-  void start_statistics(const Factorization* factorization);
-  /// One a row. Blocks the host until what start_statistics() enqueued is there, and no longer.
-  std::vector<RowStatistics> statistics() const;
+  /// Enqueues what is left to be measured of rows -> places.measured. @param factorization  null: no losses
+  void measure_result(const Factorization* factorization);
 
  private:
   /// Rows of one linear that follow one another in this rank's share.
@@ -87,6 +87,9 @@ class RowSolver {
   void walk(const Factorization& factorization, bool solving);
   AnyView<2> matrix(const Buffer& buffer) const { return buffer.any_view<2>(spec_.solver, {rows_.count, n_}); }
   TensorView<std::uint8_t, 2> codes() const { return codes_.view<std::uint8_t, 2>({rows_.count, n_}); }
+  /// [count], of places.measured, at a place that row_solver.cpp names
+  template <class T>
+  TensorView<T, 1> own(std::int64_t place) const;
   bool empty() const { return rows_.count == 0; }
 
   Team& team_;
@@ -98,15 +101,16 @@ class RowSolver {
   std::int64_t row_tile_;
   Places places_;
   std::vector<Segment> segments_;
-  bool solved_ = false;  // loss_ holds the damped loss of a GPTQ solve
+  bool solved_ = false;  // solve_loss holds the damped loss of a GPTQ solve
   Buffer weights_;       // [count, n], factor order
   Buffer delta_;         // [count, n], Q − W
   Buffer baseline_;      // [count, n], of round-to-nearest; empty while that is the result
   Buffer codes_;         // u8 [count, n]
-  Buffer measured_;      // what is measured of each row, at the places that row_solver.cpp names
   Buffer damping_;       // f64 [n], of the factorization
-  Buffer on_host_;       // a copy of measured_
-  Event fetched_;        // it is there
 };
+
+/// Of all ranks' rows, in order.
+/// @param measured  in the host's memory, as places.measured  @param has_baseline  a solve followed round_to_nearest()
+std::vector<RowStatistics> statistics_of(const Buffer& measured, std::span<const RowRange> shares, bool has_baseline);
 
 }  // namespace gptqd::gptq

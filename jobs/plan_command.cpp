@@ -51,12 +51,14 @@ pipeline::BlockCost predict(const pipeline::ModelSpec& model, const pipeline::Pl
 }
 
 pipeline::Plan plan_of(const pipeline::ModelSpec& model, const pipeline::MeasuredRun& run) {
+  gptq::Partition partition = run.partition;
+  partition.whole_columns = gpu_pieces.whole_columns;
   return pipeline::make_plan(model, {.ranks = run.ranks,
                                      .stages = run.stages,
                                      .samples = run.samples,
                                      .seqlen = run.seqlen,
                                      .micro_batch_tokens = run.micro_batch_samples * run.seqlen,
-                                     .partition = run.partition,
+                                     .partition = partition,
                                      .memory = memory_settings(model, run.bits),
                                      .activations = run.activations});
 }
@@ -262,7 +264,8 @@ int plan_command(const Arguments& arguments) {
       .seqlen = positive_count(line, "seqlen"),
       .partition = {.leaves = static_cast<int>(positive_count(line, "hessian-leaves")),
                     .panel_columns = positive_count(line, "panel-columns"),
-                    .row_tile = positive_count(line, "row-tile")},
+                    .row_tile = positive_count(line, "row-tile"),
+                    .whole_columns = gpu_pieces.whole_columns},
       .activations = pipeline::activations_from_name(line.get<std::string>("activations")),
       .available = pipeline::MemoryBytes{.device = static_cast<std::int64_t>(positive(line, "gpu-memory") * 1e9),
                                          .host = std::numeric_limits<std::int64_t>::max()}};

@@ -130,7 +130,7 @@ po::options_description expert_options() {
       "panel-columns", po::value<std::int64_t>()->value_name("N"),
       "* width of H's column panels; default 768 on CPUs, 2048 on GPUs")(
       "row-tile", po::value<std::int64_t>()->value_name("N"),
-      "* rows of W solved together; default 64 on CPUs, 2048 on GPUs")(
+      "* rows of W solved together; default 64 on CPUs, 192 on GPUs")(
       "micro-batch-tokens", po::value<std::int64_t>()->default_value(4096)->value_name("N"),
       "* tokens computed together")("solver-precision",
                                     po::value<std::string>()->default_value("f32")->value_name("f32|f64"),

@@ -33,15 +33,17 @@
 
 namespace gptqd {
 
-/// Sizes of the pieces that a backend works best in. They decide the last bits of results.
+/// Sizes of the pieces that a backend works best in. But for whole_columns they may decide the last bits of results.
 struct PieceSizes {
   std::int64_t panel_columns = 0;  ///< of H's column panels
   std::int64_t row_tile = 0;       ///< rows of W that are solved together
   std::int64_t gram_tokens = 0;    ///< rows of X that one gram_panel takes where they lie together; 0: a micro-batch
+  std::int64_t whole_columns = 0;  ///< an H of at most so many columns is factored by every rank for itself
 };
 
 /// Of a CUDA backend, for whoever plans without one.
-inline constexpr PieceSizes gpu_pieces{.panel_columns = 2048, .row_tile = 2048, .gram_tokens = 32768};
+inline constexpr PieceSizes gpu_pieces{
+    .panel_columns = 2048, .row_tile = 192, .gram_tokens = 32768, .whole_columns = 6144};
 
 /// Where a backend's buffers lie: what decides how ranks exchange them.
 enum class MemoryKind : std::uint8_t { host, cuda };

@@ -119,7 +119,8 @@ BlockCost block_cost(const BlockSpec& block, const Plan& plan, const MachineRate
     const double gram = tokens * cols * cols / rates.gram_flops + tokens * cols * gather_bytes / rates.copy_bytes;
     cost.hessian += gram + rates.phase_seconds / 2;
     const gptq::PanelLayout layout(n, plan.partition.panel_columns);
-    cost.factor += factorization_seconds(layout, ranks, link, rates);
+    const bool whole = ranks == 1 || n <= plan.partition.whole_columns;
+    cost.factor += factorization_seconds(layout, whole ? 1 : ranks, link, rates);
     cost.grids += rows * cols / rates.grids_weights;
     const double solve = 3 * rows * cols * cols / rates.solve_flops + cols * rates.solve_column_seconds;
     cost.solve += solve;
@@ -129,8 +130,9 @@ BlockCost block_cost(const BlockSpec& block, const Plan& plan, const MachineRate
       for (int k = 0; k < layout.count(); ++k) {
         factor_bytes += bytes_of(layout.at(k));
       }
-      cost.exchange += exposed_reduction_seconds(layout, ranks, link, gram) +
-                       std::max(bytes_of(layout.at(0)) / link, factor_bytes / link - solve);
+      cost.exchange +=
+          exposed_reduction_seconds(layout, ranks, link, gram) +
+          (whole ? factor_bytes / link : std::max(bytes_of(layout.at(0)) / link, factor_bytes / link - solve));
     }
   }
   const auto& attention = block.attention;

@@ -688,6 +688,7 @@ gptq::Partition resolved(gptq::Partition partition, const Backend& backend) {
       *size = choice;
     }
   }
+  partition.whole_columns = preferred.whole_columns;
   return partition;
 }
 

@@ -73,22 +73,23 @@ class MpiCommunicator final : public Communicator {
     return pending(std::move(requests), bytes);
   }
 
-  void all_gather(Stream& stream, void* whole, std::span<const Part> parts, std::string_view what) override {
-    require(parts.size() == static_cast<std::size_t>(size()),
-            fmt::format("{}: {} parts for {} ranks", what, parts.size(), size()));
+  TransferTotals totals() override { return *totals_; }
+
+ protected:
+  void gather_parts(Stream& stream, std::span<const Gathered> arrays, std::string_view what) override {
     stream.synchronize();
     std::vector<Request> requests;
     std::int64_t bytes = 0;
-    for (int r = 0; r < size(); ++r) {
-      const auto& part = parts[static_cast<std::size_t>(r)];
-      requests.push_back(
-          group_->ibroadcast(span_of(static_cast<std::byte*>(whole) + part.offset_bytes, part.bytes), r, what));
-      bytes += size() > 1 ? part.bytes : 0;
+    for (const auto& array : arrays) {
+      for (int r = 0; r < size(); ++r) {
+        const auto& part = array.parts[static_cast<std::size_t>(r)];
+        requests.push_back(
+            group_->ibroadcast(span_of(static_cast<std::byte*>(array.whole) + part.offset_bytes, part.bytes), r, what));
+        bytes += size() > 1 ? part.bytes : 0;
+      }
     }
     pending(std::move(requests), bytes).wait();
   }
-
-  TransferTotals totals() override { return *totals_; }
 
  private:
   static std::size_t checked(std::int64_t bytes) {

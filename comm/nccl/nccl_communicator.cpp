@@ -124,30 +124,33 @@ class NcclCommunicator final : public Communicator {
     });
   }
 
-  void all_gather(Stream& stream, void* whole, std::span<const Part> parts, std::string_view what) override {
-    require(parts.size() == static_cast<std::size_t>(size_),
-            fmt::format("{}: {} parts for {} ranks", what, parts.size(), size_));
+  TransferTotals totals() override {
+    return {.bytes = bytes_, .seconds = under_way_.seconds(), .exposed_seconds = exposed_->seconds()};
+  }
+
+ protected:
+  void gather_parts(Stream& stream, std::span<const Gathered> arrays, std::string_view what) override {
     std::int64_t total = 0;
-    for (const auto& part : parts) {
-      total += require_message(part.bytes, 0, what);
+    for (const auto& array : arrays) {
+      for (const auto& part : array.parts) {
+        total += require_message(part.bytes, 0, what);
+      }
     }
     transfer(stream, total, what, [&](ncclComm_t comm, cudaStream_t on) {
       return in_group([&] {
         ncclResult_t result = ncclSuccess;
-        for (int r = 0; r < size_; ++r) {
-          const auto& part = parts[static_cast<std::size_t>(r)];
-          auto* const data = static_cast<std::byte*>(whole) + part.offset_bytes;
-          if (part.bytes > 0) {
-            result = first_error(result, ncclBroadcast(data, data, count(part.bytes), ncclInt8, r, comm, on));
+        for (const auto& array : arrays) {
+          for (int r = 0; r < size_; ++r) {
+            const auto& part = array.parts[static_cast<std::size_t>(r)];
+            auto* const data = static_cast<std::byte*>(array.whole) + part.offset_bytes;
+            if (part.bytes > 0) {
+              result = first_error(result, ncclBroadcast(data, data, count(part.bytes), ncclInt8, r, comm, on));
+            }
           }
         }
         return result;
       });
     }).wait();
-  }
-
-  TransferTotals totals() override {
-    return {.bytes = bytes_, .seconds = under_way_.seconds(), .exposed_seconds = exposed_->seconds()};
   }
 
  private:

@@ -142,8 +142,13 @@ void NcclLink::watch_transfers() {
       while (!has_passed(transfer->span.begin) && !is_stopping()) {
         std::this_thread::sleep_for(look_period);
       }
-      group_.wait_until(transfer->what,
-                        [&] { return has_passed(transfer->span.end) || is_stopping() || !is_alive(transfer->what); });
+      group_.wait_until(transfer->what, [&] {
+        if (has_passed(transfer->span.end) || is_stopping() || !is_alive(transfer->what)) {
+          return true;
+        }
+        std::this_thread::sleep_for(look_period);  // nobody waits for this thread
+        return false;
+      });
     }
   } catch (...) {
     // The job is ending, or the device has failed, which whoever waits for its streams learns there.

@@ -70,16 +70,20 @@ TEST_F(CommunicatorTest, AllGatherTakesUnevenAndEmptyParts) {
   }
   fill(whole, rank);
 
-  communicator->all_gather(stream, whole.data(), parts, "test");
+  auto other = whole;
+  const std::vector<Gathered> arrays{{.whole = whole.data(), .parts = parts}, {.whole = other.data(), .parts = parts}};
+
+  communicator->all_gather(stream, arrays, "test");
 
   EXPECT_EQ(whole, expected);
+  EXPECT_EQ(other, expected);
 }
 
 TEST_F(CommunicatorTest, AllGatherNeedsAPartPerRank) {
   char whole[8] = "";
-  const std::vector<Part> parts(static_cast<std::size_t>(size) + 1);
+  const Gathered array{.whole = whole, .parts = std::vector<Part>(static_cast<std::size_t>(size) + 1)};
 
-  EXPECT_THROW(communicator->all_gather(stream, whole, parts, "test"), Error);
+  EXPECT_THROW(communicator->all_gather(stream, {&array, 1}, "test"), Error);
 }
 
 TEST_F(CommunicatorTest, RefusesNegativeLengths) {

@@ -35,12 +35,12 @@ class Operations {
     if (operation == "broadcast") {
       team_.communicator.broadcast(team_.stream, data_.data(), bytes_, 0, "weights of block 3").wait();
     } else if (operation == "all_gather") {
-      std::vector<comm::Part> parts;
+      comm::Gathered whole{.whole = data_.data(), .parts = {}};
       const std::int64_t part = bytes_ / team_.group.size();
       for (int r = 0; r < team_.group.size(); ++r) {
-        parts.push_back({.offset_bytes = r * part, .bytes = part});
+        whole.parts.push_back({.offset_bytes = r * part, .bytes = part});
       }
-      team_.communicator.all_gather(team_.stream, data_.data(), parts, "codes");
+      team_.communicator.all_gather(team_.stream, {&whole, 1}, "codes");
     } else if (operation == "factorization") {
       QuantSpec spec;
       const Panels hessian(team_, PanelLayout(columns_, columns_ / 16), DType::f32);

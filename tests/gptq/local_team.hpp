@@ -41,7 +41,7 @@ class LocalCommunicator final : public comm::Communicator {
                          std::string_view) override {
     return {};
   }
-  void all_gather(Stream&, void*, std::span<const comm::Part>, std::string_view) override {}
+  void gather_parts(Stream&, std::span<const comm::Gathered>, std::string_view) override {}
   comm::TransferTotals totals() override { return {}; }
 };
 

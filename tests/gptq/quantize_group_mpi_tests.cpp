@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <limits>
 #include <ostream>
+#include <span>
 
 #include "comm/tree_sum.hpp"
+#include "gptq/panels.hpp"
 #include "tests/comm/mpi_main.hpp"
 #include "tests/gptq/support.hpp"
 
@@ -14,6 +16,7 @@ namespace gptqd::gptq {
 namespace {
 
 using test::HostLinear;
+using ::testing::Each;
 using ::testing::HasSubstr;
 
 constexpr Partition cuts{.leaves = 8, .panel_columns = 128, .row_tile = 16};
@@ -37,6 +40,7 @@ struct Problem {
   std::int64_t tokens = 400;
   std::vector<float> x = test::activations(tokens, cols, 21);
   std::vector<float> weight = test::normal(100 * cols, 22);
+  Partition partition = cuts;
 
   /// Leaves of one rank out of `ranks`; lengths differ, the third is empty.
   std::vector<LeafInput> leaves(AnyView<2> all, int rank, int ranks) const {
@@ -99,7 +103,7 @@ struct Problem {
           {.name = fmt::format("linear{}", linears.size()), .weight = device_w.view().slice_rows(first, count)});
       first += count;
     }
-    return test::download(team, quantize_group(team, linears, input, spec, cuts), spec.bits);
+    return test::download(team, quantize_group(team, linears, input, spec, partition), spec.bits);
   }
 };
 
@@ -123,6 +127,21 @@ TEST_P(SameBits, AsOneRankAlone) {
   ASSERT_EQ(together.size(), expected.size());
   for (std::size_t i = 0; i < expected.size(); ++i) {
     EXPECT_TRUE(together[i] == expected[i]) << together[i].record << "\n" << expected[i].record;
+  }
+}
+
+TEST_P(SameBits, WithAWholeHessianOnEveryRank) {
+  Problem problem;
+  WorldTeam world;
+  test::LocalTeam alone(1);
+
+  const auto expected = problem.quantize(alone.team(), GetParam().spec);
+  problem.partition.whole_columns = problem.cols;
+  const auto whole = problem.quantize(world.team(), GetParam().spec);
+
+  ASSERT_EQ(whole.size(), expected.size());
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    EXPECT_TRUE(whole[i] == expected[i]) << whole[i].record << "\n" << expected[i].record;
   }
 }
 
@@ -176,8 +195,35 @@ TEST(ObqOnRanks, GivesTheBitsOfOneRank) {
 
   const auto together = problem.quantize(world.team(), spec);
   const auto expected = problem.quantize(alone.team(), spec);
+  problem.partition.whole_columns = problem.cols;
+  const auto whole = problem.quantize(world.team(), spec);
 
   EXPECT_TRUE(together == expected);
+  EXPECT_TRUE(whole == expected);
+}
+
+TEST(Panels, AreOnEveryRankWhenTheMatrixIsWhole) {
+  WorldTeam world;
+  Team& team = world.team();
+  const int ranks = team.communicator.size();
+  Panels panels(team, PanelLayout(100, 30), DType::f32);
+  for (int k = 0; k < panels.count(); ++k) {
+    EXPECT_EQ(panels.owns(k), k % ranks == team.communicator.rank());
+    if (panels.owns(k)) {
+      std::fill_n(static_cast<float*>(panels.view(k).data), panels.view(k).bytes() / 4, 1.0F + static_cast<float>(k));
+    }
+  }
+
+  panels.make_whole(team, "test");
+
+  EXPECT_TRUE(panels.is_whole());
+  for (int k = 0; k < panels.count(); ++k) {
+    ASSERT_TRUE(panels.owns(k));
+    const std::span values(static_cast<const float*>(panels.view(k).data),
+                           static_cast<std::size_t>(panels.view(k).bytes() / 4));
+    EXPECT_THAT(values, Each(1.0F + static_cast<float>(k)));
+  }
+  EXPECT_TRUE(Panels(team, panels, DType::f64).is_whole());
 }
 
 TEST(FewerTilesThanRanks, GivesTheBitsOfOneRank) {

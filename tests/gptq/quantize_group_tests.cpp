@@ -6,6 +6,7 @@
 #include <set>
 
 #include "comm/tree_sum.hpp"
+#include "gptq/group_memory.hpp"
 #include "tests/gptq/error_of.hpp"
 #include "tests/gptq/support.hpp"
 #include "tests/reference/gptq.hpp"
@@ -546,6 +547,21 @@ TEST(ResidentWay, OneRankCopiesChunksWhereSumsOfAllPanelsAndAChunkFit) {
   EXPECT_FALSE(in_place.copies);
   EXPECT_EQ(in_place.bytes, 4 * 4 * 1000 * 232);
   EXPECT_FALSE(resident_way(layout, 2, 0, 8, chunk, std::int64_t{1} << 30).copies);
+}
+
+TEST(GroupMemory, OfAWholeHessianIsThatOfOneRank) {
+  const QuantSpec spec;
+  Partition partition{.leaves = 8, .panel_columns = 128, .row_tile = 16};
+  const GroupShape one{.rows = 100, .columns = 640, .ranks = 1, .rank = 0};
+  const GroupShape second{.rows = 100, .columns = 640, .ranks = 2, .rank = 1};
+  const auto alone = group_memory(one, spec, partition, true);
+
+  EXPECT_LT(group_memory(second, spec, partition, true).hessian, alone.hessian);
+  partition.whole_columns = 640;
+  const auto whole = group_memory(second, spec, partition, true);
+  EXPECT_EQ(whole.hessian, alone.hessian);
+  EXPECT_EQ(whole.factor, alone.factor);
+  EXPECT_LT(whole.rows, alone.rows);
 }
 
 }  // namespace
