@@ -16,6 +16,9 @@ namespace {
 /// Columns of the target that one GEMM of a trailing update covers: what it computes above the diagonal is wasted.
 constexpr std::int64_t update_columns = 512;
 constexpr int status_threads = 1024;
+/// Panels of so many rows are factored strip by strip.
+constexpr std::int64_t tall_rows = 8192;
+constexpr std::int64_t tall_strip_columns = 4 * factor_block_columns;
 
 struct SolverParamsTraits {
   using Handle = cusolverDnParams_t;
@@ -141,21 +144,33 @@ void update_in_full_precision(CudaStream& stream, CudaArena& arena, const Update
                                             : update_panel<float>(stream, args);
 }
 
-/// fp32: block by block, each followed by the update of the panel's other columns.
+/// A panel's columns [first, end) act on its columns [end, until).
+void update_later_columns(CudaStream& stream, CudaArena& arena, const TensorView<float, 2>& panel, std::int64_t first,
+                          std::int64_t end, std::int64_t until) {
+  const std::int64_t below = panel.rows() - end;
+  const auto rows = panel.slice_rows(end, below).slice_cols(first, end - first);
+  update_in_full_precision(stream, arena,
+                           {.rows = rows,
+                            .top = rows.slice_rows(0, until - end),
+                            .target = panel.slice_rows(end, below).slice_cols(end, until - end)});
+}
+
+/// fp32: block by block, each followed by the update of other columns. In tall panels, which no cache holds, of its
+/// strip's columns alone: those behind are read and written once a strip.
 void factor_in_blocks(CudaStream& stream, CudaArena& arena, const FactorPanelArgs& args) {
   const auto panel = args.panel.as<float>();
   const std::int64_t w = panel.cols();
+  const std::int64_t strip_columns = panel.rows() >= tall_rows ? tall_strip_columns : w;
   const Buffer memory = arena.allocate(factor_block_bytes);
-  for (std::int64_t first = 0; first < w; first += factor_block_columns) {
-    const std::int64_t cols = std::min(factor_block_columns, w - first);
-    const auto block = panel.slice_rows(first, panel.rows() - first).slice_cols(first, cols);
-    factor_block(stream, block, first, args.status.data, memory.data());
-    const auto rows = block.slice_rows(cols, block.rows() - cols);
-    const std::int64_t rest = w - first - cols;
-    update_in_full_precision(stream, arena,
-                             {.rows = rows,
-                              .top = rows.slice_rows(0, rest),
-                              .target = panel.slice_rows(first + cols, rows.rows()).slice_cols(first + cols, rest)});
+  for (std::int64_t strip = 0; strip < w; strip += strip_columns) {
+    const std::int64_t strip_end = std::min(w, strip + strip_columns);
+    for (std::int64_t first = strip; first < strip_end; first += factor_block_columns) {
+      const std::int64_t end = std::min(strip_end, first + factor_block_columns);
+      const auto block = panel.slice_rows(first, panel.rows() - first).slice_cols(first, end - first);
+      factor_block(stream, block, first, args.status.data, memory.data());
+      update_later_columns(stream, arena, panel, first, end, strip_end);
+    }
+    update_later_columns(stream, arena, panel, strip, strip_end, w);
   }
   for_elements(stream, w, w, ClearUpper<float>{Rows<float>(panel)});
 }

@@ -81,6 +81,46 @@ TEST_P(FactorPanel, PanelsOfEveryWidthGiveTheSameFactor) {
   });
 }
 
+TEST_P(FactorPanel, OfManyRowsSolvesThoseBelowTheBlock) {
+  constexpr std::int64_t w = 1100;
+  constexpr std::int64_t rows = 8200;
+  auto all = test::normal(rows, w, 7);
+  for (std::int64_t r = 0; r < w; ++r) {
+    for (std::int64_t c = 0; c < r; ++c) {
+      all(c, r) = all(r, c);
+    }
+    all(r, r) = 100;  // eigenvalues of the rest are 66 at most
+  }
+  with_real_types([&]<class T>() {
+    Matrix<T> host(rows, w);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      for (std::int64_t c = 0; c < w; ++c) {
+        host(r, c) = static_cast<T>(all(r, c));
+      }
+    }
+    const auto panel = upload(host);
+    const auto status = upload(std::vector<std::int32_t>{-1});
+
+    backend->factor_panel(*stream, {.panel = panel.view, .status = flat(status)});
+
+    ASSERT_EQ(download(status)(0, 0), 0);
+    const auto got = download(panel);
+    for (std::int64_t r = 0; r < rows; r += r < w ? 37 : 211) {  // L Lᵀ and L21 Lᵀ
+      for (std::int64_t c = 0; c <= std::min(r, w - 1); ++c) {
+        double product = 0;
+        double magnitude = 0;
+        for (std::int64_t k = 0; k <= c; ++k) {
+          const double term = static_cast<double>(got(r, k)) * static_cast<double>(got(c, k));
+          product += term;
+          magnitude += std::abs(term);
+        }
+        ASSERT_NEAR(product, static_cast<double>(host(r, c)), 10 * std::numeric_limits<T>::epsilon() * magnitude)
+            << r << ", " << c;
+      }
+    }
+  });
+}
+
 TEST_P(FactorPanel, HasTheSameBitsAtEveryNumberOfThreads) {
   const auto h = reference::random_hessian(290, 300, 2);
   with_real_types([&]<class T>() {
