@@ -555,7 +555,9 @@ int run(int argc, char** argv) {
     measure_accuracy(bench, true);
   }
   for (const auto columns : given["columns"].as<std::vector<std::int64_t>>()) {
-    measure_layer(bench, ceilings, 4096, columns, width, {4096, 16384});
+    // A micro-batch, and what a run gives to gram_panel at once.
+    const auto chunk = std::max<std::int64_t>(16384, bench.backend().preferred_pieces().gram_tokens);
+    measure_layer(bench, ceilings, 4096, columns, width, {4096, chunk});
   }
   if (given.contains("json")) {
     const auto file = given["json"].as<std::string>();
