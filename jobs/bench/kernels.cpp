@@ -128,7 +128,7 @@ class Bench {
   }
 
   void report(Measured measured) {
-    std::cout << fmt::format("{:<22} {:<34} {:>10.3f} ms {:>9.1f} {}", measured.operation, measured.shape,
+    std::cout << fmt::format("{:<22} {:<40} {:>10.3f} ms {:>9.1f} {}", measured.operation, measured.shape,
                              1e3 * measured.seconds, measured.rate, measured.unit);
     if (measured.ceiling > 0) {
       std::cout << fmt::format(" {:>5.0f} %", 100 * measured.rate / measured.ceiling);
@@ -142,7 +142,7 @@ class Bench {
                      {"ceiling", measured.ceiling}});
   }
   void report_number(const std::string& name, const std::string& shape, double value) {
-    std::cout << fmt::format("{:<22} {:<34} {:>13.2e}", name, shape, value) << std::endl;
+    std::cout << fmt::format("{:<22} {:<40} {:>13.2e}", name, shape, value) << std::endl;
     rows_.push_back({{"operation", name}, {"shape", shape}, {"value", value}});
   }
   nlohmann::json json() const { return {{"backend", backend_->describe()}, {"results", rows_}}; }
@@ -216,6 +216,80 @@ void measure_linears(Bench& bench, const Ceilings& ceilings) {
   }
 }
 
+struct AttentionShape {
+  std::string name;
+  std::int64_t samples;
+  std::int64_t seqlen;
+  std::int64_t heads;
+  std::int64_t kv_heads;
+  bool alibi;
+};
+
+/// The causal half of 4·T·S·heads·128.
+void measure_attention(Bench& bench, const Ceilings& ceilings, const AttentionShape& shape) {
+  constexpr std::int64_t width = 128;
+  const std::int64_t tokens = shape.samples * shape.seqlen;
+  const auto q = bench.random(DType::bf16, tokens, shape.heads * width, 11);
+  const auto k = bench.random(DType::bf16, tokens, shape.kv_heads * width, 12);
+  const auto v = bench.random(DType::bf16, tokens, shape.kv_heads * width, 13);
+  const auto out = bench.make(DType::bf16, tokens, shape.heads * width);
+  const auto slopes = bench.upload_list(std::vector<float>(static_cast<std::size_t>(shape.heads), 0.01f));
+  AttentionArgs args{.q = q.view,
+                     .k = k.view,
+                     .v = v.view,
+                     .out = out.view,
+                     .tokens_per_sample = shape.seqlen,
+                     .heads = shape.heads,
+                     .kv_heads = shape.kv_heads,
+                     .head_dim = width,
+                     .scale = 0.088f,
+                     .alibi_slopes = {}};
+  if (shape.alibi) {
+    args.alibi_slopes = flat<float>(slopes);
+  }
+  const double seconds = bench.seconds([&] { bench.backend().attention(bench.stream(), args); });
+  const double operations = 2.0 * static_cast<double>(tokens * shape.seqlen) * static_cast<double>(shape.heads * width);
+  bench.report({.operation = "attention, bf16",
+                .shape = fmt::format("{}: {} x {} tokens, {}/{} heads", shape.name, shape.samples, shape.seqlen,
+                                     shape.heads, shape.kv_heads),
+                .seconds = seconds,
+                .rate = teraflops(operations, seconds),
+                .unit = "TF/s",
+                .ceiling = ceilings.bf16});
+}
+
+/// What stands between products, by the bytes that it has to move.
+void measure_elementwise(Bench& bench, const Ceilings& ceilings, std::int64_t tokens) {
+  Backend& backend = bench.backend();
+  Stream& stream = bench.stream();
+  const auto measure = [&](std::string_view operation, std::int64_t cols, double bytes, const auto& work) {
+    const double seconds = bench.seconds(work);
+    bench.report({.operation = std::string(operation),
+                  .shape = fmt::format("{} tokens, {} columns", tokens, cols),
+                  .seconds = seconds,
+                  .rate = bytes * static_cast<double>(tokens * cols) / seconds / 1e12,
+                  .unit = "TB/s",
+                  .ceiling = ceilings.copy});
+  };
+  constexpr std::int64_t hidden = 4096;
+  constexpr std::int64_t inner = 14336;
+  const auto x = bench.random(DType::bf16, tokens, hidden, 21);
+  const auto y = bench.make(DType::bf16, tokens, hidden);
+  const auto weight = bench.upload_list(std::vector<float>(hidden, 1.0f));
+  const auto bias = bench.upload_list(std::vector<float>(hidden, 0.0f));
+  measure("rms_norm, bf16", hidden, 4, [&] {
+    backend.rms_norm(stream, {.x = x.view, .weight = flat<float>(weight), .epsilon = 1e-5f, .y = y.view});
+  });
+  measure("layer_norm, bf16", hidden, 4, [&] {
+    backend.layer_norm(
+        stream, {.x = x.view, .weight = flat<float>(weight), .bias = flat<float>(bias), .epsilon = 1e-5f, .y = y.view});
+  });
+  const auto gate = bench.random(DType::bf16, tokens, inner, 22);
+  const auto product = bench.make(DType::bf16, tokens, inner);
+  measure("gated_activation, bf16", inner, 6,
+          [&] { backend.gated_activation(stream, {.gate = gate.view, .up = gate.view, .y = product.view}); });
+}
+
 /// Panels of a lower triangular matrix in factor order, in ascending order of columns.
 class Panels {
  public:
@@ -285,7 +359,29 @@ void damp(Bench& bench, const Panels& panels, double damping) {
   bench.stream().synchronize();
 }
 
-/// XᵀX, its factor, and the solve of [rows, n] with it.
+/// The search for grids of 4 bits by H, groups of 128.
+void measure_grids(Bench& bench, const Panels& h, FindGridsArgs args) {
+  constexpr std::int64_t size = 128;
+  const std::int64_t groups = args.scales.cols();
+  const Buffer blocks = bench.backend().allocate(groups * size * size * size_of(DType::f32));
+  bench.backend().fill_zero(bench.stream(), blocks.data(), blocks.bytes());
+  for (std::size_t k = 0; k < h.count(); ++k) {
+    bench.backend().gather_group_blocks(bench.stream(), {.panel = h.view(k),
+                                                         .first = h.first(k),
+                                                         .group = args.group,
+                                                         .member = args.member,
+                                                         .blocks = blocks.view<float, 3>({groups, size, size})});
+  }
+  args.blocks = blocks.view<const float, 3>({groups, size, size});
+  const double seconds = bench.seconds([&] { bench.backend().find_grids(bench.stream(), args); });
+  bench.report({.operation = "find_grids, hessian",
+                .shape = fmt::format("{} rows, {} columns", args.weights.rows(), h.n()),
+                .seconds = seconds,
+                .rate = static_cast<double>(args.weights.size()) / seconds / 1e9,
+                .unit = "Gw/s"});
+}
+
+/// XᵀX, its factor, the grids of [rows, n], and their solve with it.
 void measure_layer(Bench& bench, const Ceilings& ceilings, std::int64_t rows, std::int64_t n, std::int64_t width,
                    const std::vector<std::int64_t>& token_counts) {
   Backend& backend = bench.backend();
@@ -411,6 +507,13 @@ void measure_layer(Bench& bench, const Ceilings& ceilings, std::int64_t rows, st
                               .member = flat<std::int32_t>(device_member),
                               .scales = scales.view.as<float>(),
                               .zeros = zeros.view.as<std::uint8_t>()});
+  measure_grids(bench, h,
+                {.spec = {.clip = Clip::hessian},
+                 .weights = weights.view,
+                 .group = flat<std::int32_t>(device_group),
+                 .member = flat<std::int32_t>(device_member),
+                 .scales = scales.view.as<float>(),
+                 .zeros = zeros.view.as<std::uint8_t>()});
   const double solve_seconds = bench.seconds([&] {
     for (std::size_t k = l.count(); k-- > 0;) {
       backend.solve_panel(stream, {.grid = grid,
@@ -535,7 +638,7 @@ int run(int argc, char** argv) {
   add("panel-columns", po::value<std::int64_t>(), "width of H's panels (default: what the backend prefers)");
   add("columns", po::value<std::vector<std::int64_t>>()->multitoken()->default_value({4096, 14336}, "4096 14336"),
       "columns of the layers that are factored and solved, with 4096 rows");
-  add("layers-only", "leave out the linears and the accuracy");
+  add("layers-only", "leave out the forward pass and the accuracy");
   add("json", po::value<std::string>(), "write the results to this file");
   po::variables_map given;
   po::store(po::parse_command_line(argc, argv, options), given);
@@ -551,6 +654,12 @@ int run(int argc, char** argv) {
   const auto ceilings = measure_ceilings(bench);
   if (!given.contains("layers-only")) {
     measure_linears(bench, ceilings);
+    for (const auto& shape :
+         {AttentionShape{"Llama-3-8B", 8, 2048, 32, 8, false}, AttentionShape{"Llama-3-8B", 1, 16384, 32, 8, false},
+          AttentionShape{"BLOOM-176B", 2, 2048, 112, 112, true}}) {
+      measure_attention(bench, ceilings, shape);
+    }
+    measure_elementwise(bench, ceilings, 16384);
     measure_accuracy(bench, false);
     measure_accuracy(bench, true);
   }
